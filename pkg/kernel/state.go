@@ -1,0 +1,169 @@
+// Package kernel describes a node's kernel state as data: what Weft wants
+// there, what was read from there, and the operations that lead from one to
+// the other. It is pure; package rtnl is the only code that talks to the
+// kernel about it.
+//
+// A State maps a Key, which says where an object lives (a route's
+// destination and link, a neighbour's address and link), to an Object, which
+// says all of it. Objects are comparable structs, so "does the kernel hold
+// what we want" is ==, written once for all kinds.
+package kernel
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Kind is a kind of kernel object.
+type Kind uint8
+
+// The kinds, in the order in which they are created: each may need those
+// before it. They are deleted in the opposite order.
+const (
+	KindSysctl  Kind = iota
+	KindRules        // a whole nftables table: chains and rules
+	KindElement      // an element of one of that table's sets
+	KindLink
+	KindAddr
+	KindFDB
+	KindNeigh
+	KindRoute
+	kinds
+)
+
+var kindNames = [kinds]string{"sysctl", "rules", "element", "link", "addr", "fdb", "neigh", "route"}
+
+// String gives the kind's name as logs and metrics show it.
+func (k Kind) String() string {
+	if k < kinds {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind(%d)", uint8(k))
+}
+
+// Kinds lists all kinds in creation order.
+func Kinds() []Kind {
+	all := make([]Kind, kinds)
+	for i := range all {
+		all[i] = Kind(i)
+	}
+	return all
+}
+
+// Key says where an object lives. Two objects with one Key can't exist side
+// by side; which fields are set depends on the Kind.
+type Key struct {
+	Kind Kind
+	// Name is a link's name, a sysctl's, a table's, or, for objects on a link
+	// or in a set, the name of that link or set.
+	Name string
+	// Dst is an address (as a full-length prefix), a route's destination or a
+	// set element; zero for the other kinds.
+	Dst netip.Prefix
+	// MAC is an FDB entry's address.
+	MAC MAC
+}
+
+// String names the object in the words of ip(8) and bridge(8).
+func (k Key) String() string {
+	switch k.Kind {
+	case KindFDB:
+		return fmt.Sprintf("fdb %s dev %s", k.MAC, k.Name)
+	case KindAddr, KindRoute:
+		return fmt.Sprintf("%s %s dev %s", k.Kind, k.Dst, k.Name)
+	case KindNeigh:
+		return fmt.Sprintf("neigh %s dev %s", k.Dst.Addr(), k.Name)
+	case KindElement:
+		return fmt.Sprintf("element %s { %s }", k.Name, k.Dst)
+	case KindLink, KindRules, KindSysctl:
+		return fmt.Sprintf("%s %s", k.Kind, k.Name)
+	}
+	return fmt.Sprintf("%s %s %s %s", k.Kind, k.Name, k.Dst, k.MAC)
+}
+
+// Compare orders keys by kind (creation order), then by their fields.
+func (k Key) Compare(o Key) int {
+	return cmp.Or(
+		cmp.Compare(k.Kind, o.Kind),
+		strings.Compare(k.Name, o.Name),
+		k.Dst.Addr().Compare(o.Dst.Addr()),
+		cmp.Compare(k.Dst.Bits(), o.Dst.Bits()),
+		slices.Compare(k.MAC[:], o.MAC[:]),
+	)
+}
+
+// Object is one kernel object. Its dynamic types are the comparable structs
+// of this package, so that == compares two of them whole.
+type Object interface {
+	Key() Key
+	// String is one line in the words of ip(8), bridge(8), nft(8) or
+	// sysctl(8); it shows every field, so equal texts mean equal objects.
+	String() string
+}
+
+// State is a set of kernel objects.
+type State map[Key]Object
+
+// NewState makes a State of objects. A later object replaces an earlier one
+// of the same Key.
+func NewState(objects ...Object) State {
+	s := make(State, len(objects))
+	s.Put(objects...)
+	return s
+}
+
+// Put adds objects, replacing those of the same Key.
+func (s State) Put(objects ...Object) {
+	for _, o := range objects {
+		s[o.Key()] = o
+	}
+}
+
+// Merge adds all of o's objects to s.
+func (s State) Merge(o State) { maps.Copy(s, o) }
+
+// Only gives the part of s that lives at keys.
+func (s State) Only(keys Keys) State {
+	part := make(State, len(keys))
+	for k := range keys {
+		if o, ok := s[k]; ok {
+			part[k] = o
+		}
+	}
+	return part
+}
+
+// Keys gives the set of all keys of s.
+func (s State) Keys() Keys {
+	keys := make(Keys, len(s))
+	for k := range s {
+		keys[k] = struct{}{}
+	}
+	return keys
+}
+
+// String is the state as sorted text, an object a line. Golden files, logs
+// and dry runs show it.
+func (s State) String() string {
+	var b strings.Builder
+	for _, k := range slices.SortedFunc(maps.Keys(s), Key.Compare) {
+		b.WriteString(s[k].String())
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// Keys is a set of keys: a scope that is read and repaired without looking at
+// the rest.
+type Keys map[Key]struct{}
+
+// Add puts keys into the set.
+func (s Keys) Add(keys ...Key) {
+	for _, k := range keys {
+		s[k] = struct{}{}
+	}
+}
