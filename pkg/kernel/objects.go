@@ -48,14 +48,17 @@ type VXLAN struct {
 	Local netip.Addr // outer source address; its family is the tunnel's
 	MAC   MAC
 	MTU   int // bytes, of the inner packet
+	// Detail is what was read and differs from this form but can be put right
+	// in place ("down"); empty on what is wanted.
+	Detail string
 }
 
 // Key implements Object.
 func (v VXLAN) Key() Key { return Key{Kind: KindLink, Name: v.Name} }
 
 func (v VXLAN) String() string {
-	return fmt.Sprintf("link %s type vxlan id %d local %s dstport %d nolearning address %s mtu %d up",
-		v.Name, v.VNI, v.Local, v.Port, v.MAC, v.MTU)
+	return fmt.Sprintf("link %s type vxlan id %d local %s dstport %d nolearning address %s mtu %d up%s",
+		v.Name, v.VNI, v.Local, v.Port, v.MAC, v.MTU, detail(v.Detail))
 }
 
 // Incompatible says why the device have can't be changed into v and has to be
@@ -146,11 +149,14 @@ type Route struct {
 	Dst    netip.Prefix
 	Via    netip.Addr // next hop, onlink; invalid for a route with link scope
 	Src    netip.Addr // preferred source; may be invalid
-	Detail string     // metric, type or flags that we never use, as read
+	Metric uint32     // 0: the family's default; others only appear as strangers
+	Detail string     // protocol, type or flags that we never use, as read
 }
 
 // Key implements Object.
-func (r Route) Key() Key { return Key{Kind: KindRoute, Name: r.Link, Dst: r.Dst} }
+func (r Route) Key() Key {
+	return Key{Kind: KindRoute, Name: r.Link, Dst: r.Dst, Metric: r.Metric}
+}
 
 func (r Route) String() string {
 	var b strings.Builder
@@ -162,7 +168,11 @@ func (r Route) String() string {
 	if r.Src.IsValid() {
 		fmt.Fprintf(&b, " src %s", r.Src)
 	}
-	b.WriteString(" proto weft" + detail(r.Detail))
+	b.WriteString(" proto weft")
+	if r.Metric != 0 {
+		fmt.Fprintf(&b, " metric %d", r.Metric)
+	}
+	b.WriteString(detail(r.Detail))
 	return b.String()
 }
 

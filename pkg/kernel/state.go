@@ -66,6 +66,8 @@ type Key struct {
 	Dst netip.Prefix
 	// MAC is an FDB entry's address.
 	MAC MAC
+	// Metric is a route's; 0 stands for the family's default.
+	Metric uint32
 }
 
 // String names the object in the words of ip(8) and bridge(8).
@@ -93,6 +95,7 @@ func (k Key) Compare(o Key) int {
 		k.Dst.Addr().Compare(o.Dst.Addr()),
 		cmp.Compare(k.Dst.Bits(), o.Dst.Bits()),
 		slices.Compare(k.MAC[:], o.MAC[:]),
+		cmp.Compare(k.Metric, o.Metric),
 	)
 }
 

@@ -1,0 +1,137 @@
+package kernel
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Verb is what an Op does.
+type Verb uint8
+
+// Delete removes an object. Add makes one that isn't there. Replace changes
+// one in place, without a moment of absence where the kernel can do so.
+// Recreate deletes an object that can't be changed and makes it anew.
+const (
+	Add Verb = iota
+	Replace
+	Recreate
+	Delete
+)
+
+// Op is one operation on the kernel.
+type Op struct {
+	Verb Verb
+	Want Object // nil for Delete
+	Have Object // nil for Add
+}
+
+// Key says where the operation's object lives.
+func (o Op) Key() Key {
+	if o.Want != nil {
+		return o.Want.Key()
+	}
+	return o.Have.Key()
+}
+
+// String is a line as in a diff: "+" adds, "-" deletes, "~" replaces and
+// "!" recreates, with what was there in brackets.
+func (o Op) String() string {
+	switch o.Verb {
+	case Add:
+		return "+ " + o.Want.String()
+	case Delete:
+		return "- " + o.Have.String()
+	case Replace:
+		return fmt.Sprintf("~ %s [was: %s]", o.Want, o.Have)
+	case Recreate:
+		return fmt.Sprintf("! %s [was: %s]", o.Want, o.Have)
+	}
+	return fmt.Sprintf("?%d %s", o.Verb, o.Key())
+}
+
+// Diff gives the operations that lead from have to want, in an order that is
+// safe to apply: an object after those it needs, a new path before the old
+// one goes. A nil scope compares everything; otherwise only what lives at the
+// scope's keys is looked at, and the link kind must not be among them, since
+// a link that is made anew loses all that is on it.
+//
+// Sysctls are never deleted: the value from before is not ours to know.
+func Diff(want, have State, scope Keys) []Op {
+	if scope != nil {
+		want, have = want.Only(scope), have.Only(scope)
+	}
+	lost := make(map[string]bool) // links that take what is on them along
+	var ops []Op
+	for k, w := range want {
+		if k.Kind != KindLink {
+			continue
+		}
+		if op, ok := compare(w, have[k]); ok {
+			ops = append(ops, op)
+			lost[k.Name] = op.Verb == Recreate
+		}
+	}
+	for k, w := range want {
+		if k.Kind == KindLink {
+			continue
+		}
+		h := have[k]
+		if onLink(k.Kind) && lost[k.Name] {
+			h = nil
+		}
+		if op, ok := compare(w, h); ok {
+			ops = append(ops, op)
+		}
+	}
+	for k, h := range have {
+		if _, wanted := want[k]; !wanted && k.Kind != KindSysctl && !(onLink(k.Kind) && lost[k.Name]) {
+			ops = append(ops, Op{Verb: Delete, Have: h})
+		}
+	}
+	slices.SortFunc(ops, inOrder)
+	return ops
+}
+
+// onLink reports whether objects of the kind go when their link goes.
+func onLink(k Kind) bool {
+	switch k {
+	case KindAddr, KindFDB, KindNeigh, KindRoute:
+		return true
+	case KindSysctl, KindRules, KindElement, KindLink:
+	}
+	return false
+}
+
+func compare(want, have Object) (Op, bool) {
+	switch {
+	case have == nil:
+		return Op{Verb: Add, Want: want}, true
+	case have == want:
+		return Op{}, false
+	}
+	if v, ok := want.(VXLAN); ok && v.Incompatible(have) != "" {
+		return Op{Verb: Recreate, Want: want, Have: have}, true
+	}
+	return Op{Verb: Replace, Want: want, Have: have}, true
+}
+
+// inOrder sorts what is made before what is deleted: kinds in creation order
+// to make, in the opposite order to delete. Set elements are the exception:
+// the kernel refuses a prefix that overlaps one still there, so they go first.
+func inOrder(a, b Op) int {
+	if c := phase(a) - phase(b); c != 0 {
+		return c
+	}
+	return a.Key().Compare(b.Key())
+}
+
+func phase(o Op) int {
+	k := o.Key().Kind
+	switch {
+	case o.Verb != Delete:
+		return int(k) * 2
+	case k == KindElement:
+		return int(k)*2 - 1
+	}
+	return 2*int(kinds) + int(kinds-k)
+}
