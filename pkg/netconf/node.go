@@ -1,19 +1,25 @@
 package netconf
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
 
 // Paths on the node. The daemon and the plugin agree on them; a test cluster
 // gives each node its own by mount namespaces.
 const (
-	RunDir    = "/run/weft"     // node.json; gone after a reboot
-	DataDir   = "/var/lib/weft" // records; kept over a reboot
-	NodeFile  = "node.json"     // in RunDir
-	BinDir    = "/opt/cni/bin"
-	ConfDir   = "/etc/cni/net.d"
-	ConfList  = "10-weft.conflist"
-	Type      = "weft" // of the plugin, in a network configuration
-	Network   = "weft" // name of the cluster network in ConfList
-	LinkStart = "weft" // every host end of a pod's veth starts so
+	RunDir      = "/run/weft"     // node.json; gone after a reboot
+	DataDir     = "/var/lib/weft" // records; kept over a reboot
+	NodeFile    = "node.json"     // in RunDir
+	BinDir      = "/opt/cni/bin"
+	ConfDir     = "/etc/cni/net.d"
+	ConfList    = "10-weft.conflist"
+	Type        = "weft" // of the plugin, in a network configuration
+	ClusterName = "weft" // of the cluster network in ConfList
+	LinkStart   = "weft" // every host end of a pod's veth starts so
 )
 
 // The link-local next hops of every pod. Each pod has a permanent neighbour
@@ -42,4 +48,41 @@ type Node struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	// MTU is the MTU of pods' interfaces in bytes.
 	MTU int `json:"mtu"`
+}
+
+// BootIDFile is where Linux has the identity of the present boot.
+const BootIDFile = "/proc/sys/kernel/random/boot_id"
+
+// BootID reads the boot ID from file (BootIDFile).
+func BootID(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("boot ID: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// ReadNode reads NodeFile in runDir. The error is fs.ErrNotExist where there
+// is none and ErrStale where it was written before the boot with bootID: in
+// both cases the daemon hasn't been ready since, and a retry will help.
+func ReadNode(runDir, bootID string) (Node, error) {
+	path := filepath.Join(runDir, NodeFile)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Node{}, fmt.Errorf("node file: %w", err)
+	}
+	n, err := decodeNode(data)
+	if err != nil {
+		return Node{}, fmt.Errorf("node file %s: %w", path, err)
+	}
+	if n.BootID != bootID {
+		return Node{}, fmt.Errorf("node file %s: %w", path, ErrStale)
+	}
+	return n, nil
+}
+
+// WriteNode writes NodeFile in runDir, atomically, unless it holds just that
+// already; changed says whether it was written.
+func WriteNode(runDir string, n Node) (changed bool, err error) {
+	panic("unwritten")
 }

@@ -1,0 +1,87 @@
+// Package ipam gives attachments their addresses: from the node's own ranges
+// (Local) or by another IPAM plugin (Delegate).
+package ipam
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/weft-cni/weft/pkg/netconf"
+)
+
+// Errors that callers tell apart, beside flock.ErrTimeout. The messages name
+// range, address and owner.
+var (
+	// ErrExhausted says that no range of a family has an address left.
+	ErrExhausted = errors.New("no free address")
+	// ErrTaken says that an address asked for belongs to another attachment.
+	ErrTaken = errors.New("address is in use")
+	// ErrOutside says that an address asked for is in no range or reserved.
+	ErrOutside = errors.New("address can't be given to a pod")
+	// ErrNotHeld says that an attachment doesn't hold an address it should.
+	ErrNotHeld = errors.New("address is not held")
+)
+
+// Owner is an attachment as CNI identifies it.
+type Owner struct {
+	ContainerID string
+	IfName      string
+}
+
+// String is the form used in claims, logs and errors.
+func (o Owner) String() string { return o.ContainerID + "/" + o.IfName }
+
+// Result is what an attachment gets.
+type Result struct {
+	// Addrs are at most one of each family from Local, and any number with
+	// their subnets from a delegate.
+	Addrs  []Addr
+	Routes []netconf.Route // from a delegate
+	DNS    types.DNS       // from a delegate
+}
+
+// IPs are the addresses of r alone.
+func (r Result) IPs() []netip.Addr {
+	ips := make([]netip.Addr, len(r.Addrs))
+	for i, a := range r.Addrs {
+		ips[i] = a.Prefix.Addr()
+	}
+	return ips
+}
+
+// Addr is one address.
+type Addr struct {
+	// Prefix is the address with its subnet's length; full-length from Local.
+	Prefix netip.Prefix
+	// Gateway is what a delegate names, else invalid.
+	Gateway netip.Addr
+}
+
+// Allocator gives one attachment its addresses. The environment and
+// configuration that it acts for are those that New was given.
+type Allocator interface {
+	// Add claims addresses. After an error nothing is claimed.
+	Add(context.Context) (Result, error)
+	// Check reports whether the attachment holds addrs.
+	Check(ctx context.Context, addrs []netip.Addr) error
+	// Del releases all that the attachment holds; it does nothing when that
+	// is nothing, and never touches another attachment's addresses.
+	Del(context.Context) error
+	// GC releases what belongs to attachments that keep says no to. The
+	// caller excludes concurrent ADDs.
+	GC(ctx context.Context, keep func(Owner) bool) error
+	// Status reports whether Add can work at all.
+	Status(context.Context) error
+}
+
+// New is the allocator that n asks for; podCIDRs are the ranges of the node
+// and needed for Add alone.
+func New(n *netconf.Network, podCIDRs []netip.Prefix) Allocator {
+	if !n.IPAM.Own() {
+		return newDelegate(n)
+	}
+	return newLocal(n, podCIDRs)
+}

@@ -1,0 +1,126 @@
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Names within netconf's DataDir and RunDir.
+const (
+	Dir      = "attachments" // in DataDir: a Store's directory
+	LockFile = "attach.lock" // in RunDir: ADD and DEL hold it shared, GC exclusively
+)
+
+// Store keeps the records of one node, a file each. Processes may use one
+// directory at once as long as no two work on the same attachment, which the
+// CNI specification forbids the runtime to ask for.
+type Store struct {
+	Dir string
+}
+
+// CorruptError is a record that can't be read. The others can.
+type CorruptError struct {
+	Path string
+	Err  error
+}
+
+func (e *CorruptError) Error() string { return fmt.Sprintf("record %s: %v", e.Path, e.Err) }
+
+func (e *CorruptError) Unwrap() error { return e.Err }
+
+// Put writes a, replacing what the store had of the same attachment. When it
+// returns, the record survives a power failure; a crash before that leaves
+// the old record or none, never half of one.
+func (s Store) Put(a Attachment) error {
+	if err := a.validate(); err != nil {
+		return fmt.Errorf("record %s/%s: %w", a.ContainerID, a.IfName, err)
+	}
+	data, err := json.MarshalIndent(a, "", "  ")
+	if err != nil {
+		return fmt.Errorf("record %s/%s: %w", a.ContainerID, a.IfName, err)
+	}
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	name := fileName(a.ContainerID, a.IfName)
+	temp := filepath.Join(s.Dir, tempPrefix+name)
+	if err := writeSynced(temp, append(data, '\n')); err != nil {
+		return fmt.Errorf("record: %w", errors.Join(err, os.Remove(temp)))
+	}
+	if err := os.Rename(temp, filepath.Join(s.Dir, name)); err != nil {
+		return fmt.Errorf("record: %w", errors.Join(err, os.Remove(temp)))
+	}
+	return s.sync()
+}
+
+// Get reads the record of an attachment. The error is fs.ErrNotExist where
+// there is none and a *CorruptError where it can't be read.
+func (s Store) Get(containerID, ifName string) (Attachment, error) {
+	if err := validNames(containerID, ifName); err != nil {
+		return Attachment{}, fmt.Errorf("record: %w", err)
+	}
+	a, err := read(filepath.Join(s.Dir, fileName(containerID, ifName)))
+	if err == nil && (a.ContainerID != containerID || a.IfName != ifName) {
+		err = &CorruptError{
+			Path: filepath.Join(s.Dir, fileName(containerID, ifName)),
+			Err:  fmt.Errorf("holds attachment %s/%s, not that of its name", a.ContainerID, a.IfName),
+		}
+	}
+	return a, err
+}
+
+// Delete removes the record of an attachment, also a corrupt one; it does
+// nothing where there is none.
+func (s Store) Delete(containerID, ifName string) error {
+	if err := validNames(containerID, ifName); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	name := fileName(containerID, ifName)
+	gone := true
+	for _, n := range []string{tempPrefix + name, name} {
+		switch err := os.Remove(filepath.Join(s.Dir, n)); {
+		case err == nil:
+			gone = false
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("record: %w", err)
+		}
+	}
+	if gone {
+		return nil
+	}
+	return s.sync()
+}
+
+// List reads all records, in the order of their files' names. It gives those
+// that can be read also when err is not nil; err then joins a *CorruptError
+// for each that can't.
+func (s Store) List() ([]Attachment, error) {
+	entries, err := os.ReadDir(s.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("record: %w", err)
+	}
+	var list []Attachment
+	var errs []error
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tempPrefix) {
+			continue
+		}
+		a, err := read(filepath.Join(s.Dir, e.Name()))
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // deleted since ReadDir
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			list = append(list, a)
+		}
+	}
+	return list, errors.Join(errs...)
+}
