@@ -109,8 +109,9 @@ type FDB struct {
 	Link string
 	MAC  MAC
 	VTEP netip.Addr
+	Port uint16 // UDP; 0: the device's own
 	// Detail is what else the kernel holds for this MAC and we never make
-	// (another port, VNI, state); empty on what is wanted.
+	// (another VNI, state); empty on what is wanted.
 	Detail string
 }
 
@@ -118,7 +119,11 @@ type FDB struct {
 func (f FDB) Key() Key { return Key{Kind: KindFDB, Name: f.Link, MAC: f.MAC} }
 
 func (f FDB) String() string {
-	return fmt.Sprintf("fdb %s dev %s dst %s self permanent%s", f.MAC, f.Link, f.VTEP, detail(f.Detail))
+	port := ""
+	if f.Port != 0 {
+		port = fmt.Sprintf(" port %d", f.Port)
+	}
+	return fmt.Sprintf("fdb %s dev %s dst %s%s self permanent%s", f.MAC, f.Link, f.VTEP, port, detail(f.Detail))
 }
 
 // Neigh is a permanent neighbour entry (ARP or ND).

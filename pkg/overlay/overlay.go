@@ -11,6 +11,7 @@
 package overlay
 
 import (
+	"crypto/sha256"
 	"net/netip"
 	"time"
 
@@ -39,29 +40,53 @@ type Self struct {
 	Name     string
 	MAC      kernel.MAC
 	PodCIDRs []netip.Prefix
-	Underlay Underlay
+	// Underlay are the node's ends of the underlay, at most one of each
+	// family. The first is the tunnel's; the other serves direct routes only.
+	Underlay []Underlay
 	MTU      int // bytes, of the VXLAN device and of pods
 }
 
-// Underlay is this node's end of the underlay.
+// Underlay is an address that this node has on the underlay.
 type Underlay struct {
-	Addr   netip.Addr   // outer source address; its family is the tunnel's
+	Addr   netip.Addr
 	Link   string       // the interface that has it
 	Subnet netip.Prefix // the subnet of Addr on Link
 	MTU    int          // bytes, of Link
-	// AcceptRA is whether Link takes IPv6 router advertisements (accept_ra is
-	// 1): turning forwarding on would make the kernel ignore them.
+	// AcceptRA is whether Link takes IPv6 router advertisements: once
+	// forwarding is on, the kernel ignores them unless accept_ra is 2.
 	AcceptRA bool
 }
 
 // Peer is another node, parsed and validated from its VTEP.
 type Peer struct {
 	Name     string
-	UID      string // of the VTEP object
-	Created  time.Time
+	Created  time.Time // of the VTEP
 	Underlay []netip.Addr
 	MAC      kernel.MAC
-	Port     uint16
-	PodCIDRs []netip.Prefix // masked, sorted as in the VTEP
+	Port     uint16         // UDP port of its VXLAN device
+	PodCIDRs []netip.Prefix // masked, in the VTEP's order, none overlaps another
 	MTU      int            // bytes, of the peer's underlay; 0 when not told
+}
+
+// Gateway is the address of the node within one of its pod CIDRs: the first
+// after the network's own. It is on the VXLAN device, is the source of the
+// node's own packets to pods elsewhere, and never a pod's.
+func Gateway(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr().Next() }
+
+// VTEPMAC is the Ethernet address of a node's VXLAN device. It comes from the
+// node's name, so it is the same after a reboot, a new underlay address and a
+// new Node object, and peers' entries stay true.
+func VTEPMAC(node string) kernel.MAC {
+	sum := sha256.Sum256([]byte("weft vtep " + node))
+	return kernel.MACFromHash(sum[:])
+}
+
+// MTU is the largest packet, in bytes, that fits into one underlay packet:
+// 50 less over IPv4 (inner Ethernet 14, VXLAN 8, UDP 8, IP 20), 70 over IPv6
+// (IP 40).
+func MTU(u Underlay) int {
+	if u.Addr.Is4() {
+		return u.MTU - 50
+	}
+	return u.MTU - 70
 }

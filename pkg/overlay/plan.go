@@ -1,0 +1,184 @@
+package overlay
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/netconf"
+)
+
+// Names of the sets of prefixes that see pods' addresses unmasked.
+const (
+	noMasquerade4 = "nomasq4"
+	noMasquerade6 = "nomasq6"
+)
+
+// PlanNode gives the objects that the node needs whatever its peers are: the
+// VXLAN device with its addresses, the nftables table and the sysctls.
+func PlanNode(c Config, self Self) kernel.State {
+	s := kernel.NewState(
+		kernel.VXLAN{Name: Link, VNI: c.VNI, Port: c.Port, Local: self.Underlay[0].Addr, MAC: self.MAC, MTU: self.MTU},
+		kernel.Rules{Table: Table, Text: rules(c)},
+	)
+	for _, p := range c.NoMasquerade {
+		s.Put(noMasqueradeElement(p))
+	}
+	for _, cidr := range firstOfFamily(self.PodCIDRs) {
+		gw := Gateway(cidr)
+		s.Put(kernel.Addr{Link: Link, Prefix: netip.PrefixFrom(gw, gw.BitLen())})
+		if gw.Is4() {
+			s.Put(kernel.Sysctl{Name: "net/ipv4/ip_forward", Value: "1"})
+			continue
+		}
+		s.Put(kernel.Sysctl{Name: "net/ipv6/conf/all/forwarding", Value: "1"})
+		for _, u := range self.Underlay {
+			if u.AcceptRA {
+				s.Put(kernel.Sysctl{Name: "net/ipv6/conf/" + u.Link + "/accept_ra", Value: "2"})
+			}
+		}
+	}
+	return s
+}
+
+// PlanPeer gives the objects that lead to a peer's pods. An error says why
+// the peer can't be reached from here; the objects of other peers don't
+// depend on it. Address families that this node's own pods lack are left out.
+func PlanPeer(c Config, self Self, peer Peer) (kernel.State, error) {
+	s := kernel.State{}
+	vtep, err := outer(self, peer)
+	if err != nil {
+		return nil, err
+	}
+	fdb := kernel.FDB{Link: Link, MAC: peer.MAC, VTEP: vtep}
+	if peer.Port != c.Port {
+		// Reached all the same: nodes can move to another port one by one.
+		fdb.Port = peer.Port
+	}
+	gateways := firstOfFamily(peer.PodCIDRs)
+	sources := firstOfFamily(self.PodCIDRs)
+	for _, cidr := range peer.PodCIDRs {
+		own, ok := ofFamily(sources, cidr)
+		if !ok {
+			continue
+		}
+		src := Gateway(own)
+		if c.DirectRouting {
+			if link, via, ok := direct(self, peer, cidr); ok {
+				s.Put(kernel.Route{Link: link, Dst: cidr, Via: via, Src: src})
+				if !covered(c.NoMasquerade, cidr) {
+					s.Put(noMasqueradeElement(cidr))
+				}
+				continue
+			}
+		}
+		first, _ := ofFamily(gateways, cidr)
+		gw := Gateway(first)
+		s.Put(
+			fdb,
+			kernel.Neigh{Link: Link, IP: gw, MAC: peer.MAC},
+			kernel.Route{Link: Link, Dst: cidr, Via: gw, Src: src},
+		)
+	}
+	return s, nil
+}
+
+// PlanPod gives the host's side of one pod on the cluster network: for each
+// of its addresses a route to the host end of its veth and a permanent
+// neighbour entry. The plugin makes them at ADD; the daemon restores them.
+func PlanPod(hostLink string, mac kernel.MAC, addrs []netip.Addr) kernel.State {
+	s := kernel.State{}
+	for _, a := range addrs {
+		s.Put(
+			kernel.Neigh{Link: hostLink, IP: a, MAC: mac},
+			kernel.Route{Link: hostLink, Dst: netip.PrefixFrom(a, a.BitLen())},
+		)
+	}
+	return s
+}
+
+// outer is the peer's underlay address of the tunnel's family.
+func outer(self Self, peer Peer) (netip.Addr, error) {
+	local := self.Underlay[0].Addr
+	for _, a := range peer.Underlay {
+		if a == local {
+			return netip.Addr{}, fmt.Errorf("peer %s has this node's own underlay address %s", peer.Name, a)
+		}
+		if a.Is4() == local.Is4() {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("peer %s has no underlay address of the family of %s (it has %v)", peer.Name, local, peer.Underlay)
+}
+
+// direct is the way to a peer on a common subnet, of the family of cidr.
+func direct(self Self, peer Peer, cidr netip.Prefix) (link string, via netip.Addr, ok bool) {
+	for _, u := range self.Underlay {
+		for _, a := range peer.Underlay {
+			if a.Is4() == cidr.Addr().Is4() && u.Subnet.Contains(a) {
+				return u.Link, a, true
+			}
+		}
+	}
+	return "", netip.Addr{}, false
+}
+
+// rules is the node's nftables table, in the canonical form of package
+// kernel. docs/architecture.md follows a packet through it.
+func rules(c Config) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "set %s { type ipv4_addr; flags interval; }\n", noMasquerade4)
+	fmt.Fprintf(&b, "set %s { type ipv6_addr; flags interval; }\n", noMasquerade6)
+	// A pod sends from its own addresses: the route back to the source must
+	// lead to the interface the packet came from.
+	b.WriteString("chain source { type filter hook prerouting priority -300; policy accept;\n")
+	fmt.Fprintf(&b, "\tiifname \"%s*\" fib saddr . iif oif missing counter drop\n}\n", netconf.LinkStart)
+	if c.Masquerade {
+		b.WriteString("chain masquerade { type nat hook postrouting priority 100; policy accept;\n")
+		for _, set := range []string{"ip daddr != @" + noMasquerade4, "ip6 daddr != @" + noMasquerade6} {
+			fmt.Fprintf(&b, "\tiifname \"%s*\" oifname != \"%s*\" oifname != \"%s\" %s counter masquerade fully-random\n",
+				netconf.LinkStart, netconf.LinkStart, Link, set)
+		}
+		b.WriteString("}\n")
+	}
+	return b.String()
+}
+
+func noMasqueradeElement(p netip.Prefix) kernel.Element {
+	if p.Addr().Is4() {
+		return kernel.Element{Set: noMasquerade4, Prefix: p}
+	}
+	return kernel.Element{Set: noMasquerade6, Prefix: p}
+}
+
+// firstOfFamily keeps the first prefix of each address family.
+func firstOfFamily(prefixes []netip.Prefix) []netip.Prefix {
+	var first []netip.Prefix
+	for _, p := range prefixes {
+		if _, have := ofFamily(first, p); !have {
+			first = append(first, p)
+		}
+	}
+	return first
+}
+
+// ofFamily finds the first prefix of the family of like.
+func ofFamily(prefixes []netip.Prefix, like netip.Prefix) (netip.Prefix, bool) {
+	for _, p := range prefixes {
+		if p.Addr().Is4() == like.Addr().Is4() {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// covered reports whether one of prefixes contains all of p.
+func covered(prefixes []netip.Prefix, p netip.Prefix) bool {
+	for _, c := range prefixes {
+		if c.Bits() <= p.Bits() && c.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
+}
