@@ -1,7 +1,3 @@
-// Package v1alpha1 is Weft's API, group weft.dev.
-//
-// +kubebuilder:object:generate=true
-// +groupName=weft.dev
 package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,8 +9,14 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +genclient
 // +genclient:nonNamespaced
 // +genclient:noStatus
-// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
 // +kubebuilder:object:root=true
+// +kubebuilder:resource:scope=Cluster,path=vteps,singular=vtep,categories=weft
+// +kubebuilder:printcolumn:name="Underlay",type=string,JSONPath=`.spec.underlay[*]`,description="Addresses that tunnels to the node end at"
+// +kubebuilder:printcolumn:name="Pod CIDRs",type=string,JSONPath=`.spec.podCIDRs[*]`,description="Address ranges of the node's pods"
+// +kubebuilder:printcolumn:name="MAC",type=string,priority=1,JSONPath=`.spec.mac`,description="Ethernet address of the node's VXLAN device"
+// +kubebuilder:printcolumn:name="Port",type=integer,priority=1,JSONPath=`.spec.port`,description="UDP port of the node's VXLAN device"
+// +kubebuilder:printcolumn:name="MTU",type=integer,priority=1,JSONPath=`.spec.mtu`,description="MTU of the node's underlay interface"
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type VTEP struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -25,19 +27,60 @@ type VTEP struct {
 // VTEPSpec says where a node's pods are and how they are reached.
 type VTEPSpec struct {
 	// NodeUID is the UID of the Node object that this VTEP was made for.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=128
 	NodeUID string `json:"nodeUID"`
+
 	// Underlay are the node's addresses that tunnels end at, at most one of
 	// each family.
+	//
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:items:MaxLength=39
+	// +kubebuilder:validation:items:XValidation:rule="isIP(self)",message="must be an IP address, such as 192.0.2.1 or 2001:db8::1"
+	// +kubebuilder:validation:items:XValidation:rule="!isIP(self) || ip.isCanonical(self)",messageExpression="'must be in canonical form: ' + string(ip(self))"
+	// +kubebuilder:validation:items:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast()",message="must be a unicast address that other nodes can reach: not loopback, link-local, multicast or unspecified"
+	// +kubebuilder:validation:XValidation:rule="self.filter(a, isIP(a) && ip(a).family() == 4).size() <= 1 && self.filter(a, isIP(a) && ip(a).family() == 6).size() <= 1",message="must hold at most one address of each family"
 	Underlay []string `json:"underlay"`
-	// MAC is the Ethernet address of the node's VXLAN device.
+
+	// MAC is the Ethernet address of the node's VXLAN device: unicast, in
+	// lower case.
+	//
+	// +kubebuilder:validation:MaxLength=17
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[0-9a-f]{2}(:[0-9a-f]{2}){5}$')",message="must be an Ethernet address in lower case, such as 02:00:5e:10:00:01"
+	// +kubebuilder:validation:XValidation:rule="!self.matches('^[0-9a-f][13579bdf]:') && self != '00:00:00:00:00:00'",message="must be a unicast address: the first byte even, not all zero"
 	MAC string `json:"mac"`
+
 	// Port is the UDP port of the node's VXLAN device.
+	//
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
 	Port int32 `json:"port"`
+
 	// PodCIDRs are the node's pod address ranges.
+	//
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self)",message="must be an address range, such as 10.244.1.0/24 or 2001:db8:1::/64"
+	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || string(cidr(self).masked()) == self",messageExpression="'must be in canonical form: ' + string(cidr(self).masked())"
+	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= 8 && cidr(self).ip().isGlobalUnicast()",message="must be a range of unicast addresses with a prefix of at least 8 bits: not loopback, link-local, multicast or everything"
+	// +kubebuilder:validation:XValidation:rule="!self.all(c, isCIDR(c)) || self.all(a, self.all(b, a == b || !cidr(a).containsCIDR(b)))",message="must hold ranges that do not overlap"
 	PodCIDRs []string `json:"podCIDRs"`
+
 	// MTU is the MTU of the node's underlay interface, in bytes.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=576
+	// +kubebuilder:validation:Maximum=65536
 	MTU int32 `json:"mtu,omitempty"`
+
 	// WireGuard is set where the node encrypts.
+	//
+	// +optional
 	WireGuard *WireGuard `json:"wireGuard,omitempty"`
 }
 
@@ -45,14 +88,23 @@ type VTEPSpec struct {
 type WireGuard struct {
 	// PublicKeys are the node's public keys, the newest first: during a
 	// rotation there are two.
+	//
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:items:MaxLength=44
+	// +kubebuilder:validation:items:XValidation:rule="self.matches('^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw480]=$')",message="must be a Curve25519 public key in base64: 44 characters, as wg pubkey prints it"
 	PublicKeys []string `json:"publicKeys"`
+
 	// Port is the UDP port of the device of the newest key.
+	//
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
 	Port int32 `json:"port"`
 }
 
 // VTEPList is a list of VTEPs.
 //
-// +k8s:deepcopy-gen:interfaces=k8s.io/apimachinery/pkg/runtime.Object
 // +kubebuilder:object:root=true
 type VTEPList struct {
 	metav1.TypeMeta `json:",inline"`
