@@ -77,11 +77,11 @@ type Allocator interface {
 	Status(context.Context) error
 }
 
-// New is the allocator that n asks for; podCIDRs are the ranges of the node
-// and needed for Add alone.
-func New(n *netconf.Network, podCIDRs []netip.Prefix) Allocator {
+// New is the allocator that n asks for. Only Add needs to know the node; the
+// other methods do with a zero one.
+func New(n *netconf.Network, node netconf.Node) Allocator {
 	if !n.IPAM.Own() {
 		return newDelegate(n)
 	}
-	return newLocal(n, podCIDRs)
+	return newLocal(n, node)
 }

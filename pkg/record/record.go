@@ -34,4 +34,8 @@ type Attachment struct {
 	// that the runtime calls with another one.
 	Config  json.RawMessage `json:"config,omitempty"`
 	Created time.Time       `json:"created"`
+	// BootID is the boot (netconf.Node's BootID) that the attachment was made
+	// in. After a reboot nothing of it is left in the kernel, and its
+	// addresses are free.
+	BootID string `json:"bootID"`
 }
