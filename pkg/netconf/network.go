@@ -5,10 +5,13 @@
 package netconf
 
 import (
+	"cmp"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -22,42 +25,8 @@ type Mode string
 // ModeCluster is the cluster network: a routed veth, the default.
 const ModeCluster Mode = "cluster"
 
-// Commands of the CNI specification, in CNI_COMMAND.
-const (
-	Add     = "ADD"
-	Del     = "DEL"
-	Check   = "CHECK"
-	GC      = "GC"
-	Status  = "STATUS"
-	Version = "VERSION"
-)
-
 // Versions are the CNI versions that the plugin speaks, the oldest first.
 var Versions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
-
-// Env is the environment that a runtime runs the plugin with (CNI
-// specification, section 2, "Parameters").
-type Env struct {
-	Command     string // CNI_COMMAND
-	ContainerID string // CNI_CONTAINERID
-	Netns       string // CNI_NETNS, an absolute path; empty on a DEL after the namespace is gone
-	IfName      string // CNI_IFNAME
-	Args        string // CNI_ARGS
-	Path        string // CNI_PATH
-}
-
-// EnvFrom reads the environment by getenv (os.Getenv). It checks nothing:
-// Parse does.
-func EnvFrom(getenv func(string) string) Env {
-	return Env{
-		Command:     getenv("CNI_COMMAND"),
-		ContainerID: getenv("CNI_CONTAINERID"),
-		Netns:       getenv("CNI_NETNS"),
-		IfName:      getenv("CNI_IFNAME"),
-		Args:        getenv("CNI_ARGS"),
-		Path:        getenv("CNI_PATH"),
-	}
-}
 
 // Network is a network configuration together with what the runtime asks for
 // one attachment. An address or MAC can be asked for in several places; the
@@ -152,8 +121,48 @@ func (r Route) CNI() *types.Route {
 // DEL needs only the keys that it can't do without, so that a pod can be
 // removed whatever else is wrong with its configuration.
 //
-// errors.Is holds for one of ErrEnv, ErrDecode, ErrVersion, ErrUnsupported and
-// ErrConfig.
+// errors.Is holds for one of ErrDecode (ask for this before ErrConfig),
+// ErrEnv, ErrVersion, ErrUnsupported and ErrConfig.
 func Parse(stdin []byte, env Env) (*Network, error) {
-	return parse(stdin, env)
+	if err := env.validate(); err != nil {
+		return nil, err
+	}
+	top, err := parseFields(stdin, ErrConfig)
+	if err != nil {
+		return nil, err
+	}
+	n := &Network{
+		Env:          env,
+		Mode:         ModeCluster,
+		DefaultRoute: true,
+		IPAM:         IPAM{Type: Type},
+		DataDir:      DataDir,
+		RunDir:       RunDir,
+		Raw:          stdin,
+	}
+	if err := n.readIdentity(top); err != nil {
+		return nil, err
+	}
+	for _, read := range []func(fields) error{
+		n.readKeys, n.readPlaces, n.readInterface, n.readIPAM, n.readRoutes, n.readDNS,
+		n.readRequests, n.readPrevResult, n.readValidAttachments,
+	} {
+		if err := read(top); err != nil && env.Command != Del {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+// PodMTU is the MTU of the pod's interface in bytes: its own, or the node's
+// where the configuration leaves it open. One that is larger than the node's
+// is an ErrConfig: its packets would not get through.
+func (n *Network) PodMTU(node Node) (int, error) {
+	if n.MTU > node.MTU {
+		return 0, &InputError{
+			Kind: ErrConfig, Key: "mtu", Value: strconv.Itoa(n.MTU),
+			Want: fmt.Sprintf("0 (automatic) or at most %d on this node", node.MTU),
+		}
+	}
+	return cmp.Or(n.MTU, node.MTU), nil
 }

@@ -1,12 +1,6 @@
 package netconf
 
-import (
-	"fmt"
-	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
-)
+import "net/netip"
 
 // Paths on the node. The daemon and the plugin agree on them; a test cluster
 // gives each node its own by mount namespaces.
@@ -48,41 +42,4 @@ type Node struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	// MTU is the MTU of pods' interfaces in bytes.
 	MTU int `json:"mtu"`
-}
-
-// BootIDFile is where Linux has the identity of the present boot.
-const BootIDFile = "/proc/sys/kernel/random/boot_id"
-
-// BootID reads the boot ID from file (BootIDFile).
-func BootID(file string) (string, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return "", fmt.Errorf("boot ID: %w", err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
-
-// ReadNode reads NodeFile in runDir. The error is fs.ErrNotExist where there
-// is none and ErrStale where it was written before the boot with bootID: in
-// both cases the daemon hasn't been ready since, and a retry will help.
-func ReadNode(runDir, bootID string) (Node, error) {
-	path := filepath.Join(runDir, NodeFile)
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return Node{}, fmt.Errorf("node file: %w", err)
-	}
-	n, err := decodeNode(data)
-	if err != nil {
-		return Node{}, fmt.Errorf("node file %s: %w", path, err)
-	}
-	if n.BootID != bootID {
-		return Node{}, fmt.Errorf("node file %s: %w", path, ErrStale)
-	}
-	return n, nil
-}
-
-// WriteNode writes NodeFile in runDir, atomically, unless it holds just that
-// already; changed says whether it was written.
-func WriteNode(runDir string, n Node) (changed bool, err error) {
-	panic("unwritten")
 }

@@ -1,4 +1,204 @@
 package netconf
 
-func parse(stdin []byte, env Env) (*Network, error) { panic("unwritten") }
-func decodeNode(data []byte) (Node, error)          { panic("unwritten") }
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+)
+
+// MTUs in bytes: the least is what every IPv4 host takes (RFC 791 section
+// 3.1), the most what Linux gives a device.
+const (
+	minMTU = 576
+	maxMTU = 65535
+)
+
+// readIdentity reads what no command can do without.
+func (n *Network) readIdentity(f fields) error {
+	if err := f.decode("cniVersion", &n.CNIVersion, list(Versions)); err != nil {
+		return err
+	}
+	if !slices.Contains(Versions, n.CNIVersion) {
+		return &InputError{Kind: ErrVersion, Key: "cniVersion", Value: shorten(f.raw["cniVersion"]), Want: list(Versions)}
+	}
+	want := fmt.Sprintf("1 to %d letters, digits, _, . or -, the first a letter or digit", maxName)
+	if err := f.decode("name", &n.Name, want); err != nil {
+		return err
+	}
+	if !isName(n.Name) {
+		return f.bad("name", want)
+	}
+	return nil
+}
+
+func (n *Network) readKeys(f fields) error {
+	if f.has("ipMasq") {
+		return &InputError{
+			Kind: ErrUnsupported, Key: "unknown key ipMasq", Value: shorten(f.raw["ipMasq"]),
+			Want: "no such key: masquerading is a setting of weftd",
+		}
+	}
+	return f.only(topKeys, foreign)
+}
+
+// readPlaces reads where the plugin keeps and logs what.
+func (n *Network) readPlaces(f fields) error {
+	for _, place := range []struct {
+		key string
+		to  *string
+	}{{"dataDir", &n.DataDir}, {"runDir", &n.RunDir}, {"logFile", &n.LogFile}} {
+		if !f.has(place.key) {
+			continue
+		}
+		var path string
+		want := "an absolute path"
+		if err := f.decode(place.key, &path, want); err != nil {
+			return err
+		}
+		if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) {
+			return f.bad(place.key, want)
+		}
+		*place.to = path
+	}
+	levels := map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+	}
+	level := "info"
+	want := "debug, info, warn, error"
+	if err := f.decode("logLevel", &level, want); err != nil {
+		return err
+	}
+	var ok bool
+	if n.LogLevel, ok = levels[level]; !ok {
+		return f.bad("logLevel", want)
+	}
+	return nil
+}
+
+// readInterface reads what the pod's interface is like.
+func (n *Network) readInterface(f fields) error {
+	mode, want := ModeCluster, string(ModeCluster)
+	if err := f.decode("mode", &mode, want); err != nil {
+		return err
+	}
+	if mode != ModeCluster {
+		return f.bad("mode", want)
+	}
+	mtu, want := 0, fmt.Sprintf("0 (the node's) or %d to %d bytes", minMTU, maxMTU)
+	if err := f.decode("mtu", &mtu, want); err != nil {
+		return err
+	}
+	if mtu != 0 && (mtu < minMTU || mtu > maxMTU) {
+		return f.bad("mtu", want)
+	}
+	n.Mode, n.MTU = mode, mtu
+	return f.decode("defaultRoute", &n.DefaultRoute, "true or false")
+}
+
+func (n *Network) readIPAM(f fields) error {
+	ipam, err := f.object("ipam", "an object with type and routes")
+	if err != nil {
+		return err
+	}
+	kind := Type
+	want := Type + " or the name of an IPAM plugin in CNI_PATH"
+	if err := ipam.decode("type", &kind, want); err != nil {
+		return err
+	}
+	if kind == "" || kind == "." || kind == ".." || strings.ContainsAny(kind, "/\\\x00") {
+		return ipam.bad("type", want)
+	}
+	n.IPAM.Type = kind
+	if !n.IPAM.Own() {
+		return nil // its other keys are the delegate's
+	}
+	return ipam.only([]string{"type", "routes"}, nil)
+}
+
+func (n *Network) readDNS(f fields) error {
+	dns, err := f.object("dns", "an object with nameservers, domain, search, options")
+	if err != nil {
+		return err
+	}
+	if err := dns.only([]string{"nameservers", "domain", "search", "options"}, nil); err != nil {
+		return err
+	}
+	var d types.DNS
+	servers := "a list of IP addresses"
+	for _, key := range []struct {
+		name, want string
+		to         any
+	}{
+		{"nameservers", servers, &d.Nameservers},
+		{"domain", "a domain name", &d.Domain},
+		{"search", "a list of domain names", &d.Search},
+		{"options", "a list of resolver options", &d.Options},
+	} {
+		if err := dns.decode(key.name, key.to, key.want); err != nil {
+			return err
+		}
+	}
+	for _, s := range d.Nameservers {
+		if _, err := netip.ParseAddr(s); err != nil {
+			return dns.bad("nameservers", servers)
+		}
+	}
+	n.DNS = d
+	return nil
+}
+
+func (n *Network) readPrevResult(f fields) error {
+	if !f.has("prevResult") {
+		return nil
+	}
+	want := "a CNI result of version " + list(Versions)
+	// Its version may be left out: it is the configuration's then.
+	result, err := f.object("prevResult", want)
+	if err != nil {
+		return err
+	}
+	version := n.CNIVersion
+	if err := result.decode("cniVersion", &version, list(Versions)); err != nil {
+		return err
+	}
+	if !result.has("cniVersion") {
+		result.raw["cniVersion"], _ = json.Marshal(version)
+	}
+	data, err := json.Marshal(result.raw)
+	if err != nil {
+		return f.bad("prevResult", want)
+	}
+	any, err := create.Create(version, data)
+	if err != nil {
+		return f.bad("prevResult", want)
+	}
+	n.PrevResult, err = types100.NewResultFromResult(any)
+	if err != nil {
+		return f.bad("prevResult", want)
+	}
+	return nil
+}
+
+// readValidAttachments reads what GC must keep. Where a runtime gives none at
+// all, a GC would remove every pod's interface, so that is an error; null or
+// an empty list says that no pod is left.
+func (n *Network) readValidAttachments(f fields) error {
+	const key = "cni.dev/valid-attachments"
+	if n.Env.Command != GC {
+		return nil
+	}
+	want := "a list of objects with containerID and ifname"
+	if _, ok := f.raw[key]; !ok {
+		return f.bad(key, want)
+	}
+	n.ValidAttachments = []types.GCAttachment{}
+	return f.decode(key, &n.ValidAttachments, want)
+}
