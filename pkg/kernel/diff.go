@@ -51,55 +51,48 @@ func (o Op) String() string {
 
 // Diff gives the operations that lead from have to want, in an order that is
 // safe to apply: an object after those it needs, a new path before the old
-// one goes. A nil scope compares everything; otherwise only what lives at the
-// scope's keys is looked at, and the link kind must not be among them, since
-// a link that is made anew loses all that is on it.
+// one goes. With a nil scope everything is compared, otherwise what the scope
+// covers. An object whose link or table is made anew is lost with it and
+// added again.
 //
 // Sysctls are never deleted: the value from before is not ours to know.
 func Diff(want, have State, scope Keys) []Op {
 	if scope != nil {
 		want, have = want.Only(scope), have.Only(scope)
 	}
-	lost := make(map[string]bool) // links that take what is on them along
+	lost := Keys{} // what these cover goes without a word
 	var ops []Op
-	for k, w := range want {
-		if k.Kind != KindLink {
-			continue
+	add := func(k Key, w Object) {
+		h := have[k]
+		if lost.Covers(k) {
+			h = nil
 		}
-		if op, ok := compare(w, have[k]); ok {
-			ops = append(ops, op)
-			lost[k.Name] = op.Verb == Recreate
+		op, differs := compare(w, h)
+		if !differs {
+			return
+		}
+		ops = append(ops, op)
+		if op.Verb == Recreate {
+			lost.Add(k)
 		}
 	}
 	for k, w := range want {
-		if k.Kind == KindLink {
-			continue
+		if k.holds() {
+			add(k, w)
 		}
-		h := have[k]
-		if onLink(k.Kind) && lost[k.Name] {
-			h = nil
-		}
-		if op, ok := compare(w, h); ok {
-			ops = append(ops, op)
+	}
+	for k, w := range want {
+		if !k.holds() {
+			add(k, w)
 		}
 	}
 	for k, h := range have {
-		if _, wanted := want[k]; !wanted && k.Kind != KindSysctl && !(onLink(k.Kind) && lost[k.Name]) {
+		if _, wanted := want[k]; !wanted && k.Kind != KindSysctl && !lost.Covers(k) {
 			ops = append(ops, Op{Verb: Delete, Have: h})
 		}
 	}
 	slices.SortFunc(ops, inOrder)
 	return ops
-}
-
-// onLink reports whether objects of the kind go when their link goes.
-func onLink(k Kind) bool {
-	switch k {
-	case KindAddr, KindFDB, KindNeigh, KindRoute:
-		return true
-	case KindSysctl, KindRules, KindElement, KindLink:
-	}
-	return false
 }
 
 func compare(want, have Object) (Op, bool) {
@@ -109,10 +102,16 @@ func compare(want, have Object) (Op, bool) {
 	case have == want:
 		return Op{}, false
 	}
-	if v, ok := want.(VXLAN); ok && v.Incompatible(have) != "" {
-		return Op{Verb: Recreate, Want: want, Have: have}, true
+	verb := Replace
+	switch w := want.(type) {
+	case VXLAN:
+		if w.Incompatible(have) != "" {
+			verb = Recreate
+		}
+	case Rules: // in one transaction, so no packet sees it half done
+		verb = Recreate
 	}
-	return Op{Verb: Replace, Want: want, Have: have}, true
+	return Op{Verb: verb, Want: want, Have: have}, true
 }
 
 // inOrder sorts what is made before what is deleted: kinds in creation order

@@ -205,14 +205,18 @@ func (r Rules) String() string {
 
 // Element is a prefix in a set of our nftables table.
 type Element struct {
-	Set    string
-	Prefix netip.Prefix
+	Table, Set string
+	Prefix     netip.Prefix
 }
 
 // Key implements Object.
-func (e Element) Key() Key { return Key{Kind: KindElement, Name: e.Set, Dst: e.Prefix} }
+func (e Element) Key() Key {
+	return Key{Kind: KindElement, Name: e.Table + " " + e.Set, Dst: e.Prefix}
+}
 
-func (e Element) String() string { return fmt.Sprintf("element %s { %s }", e.Set, e.Prefix) }
+func (e Element) String() string {
+	return fmt.Sprintf("element inet %s %s { %s }", e.Table, e.Set, e.Prefix)
+}
 
 func detail(s string) string {
 	if s == "" {

@@ -58,8 +58,8 @@ func Kinds() []Kind {
 // by side; which fields are set depends on the Kind.
 type Key struct {
 	Kind Kind
-	// Name is a link's name, a sysctl's, a table's, or, for objects on a link
-	// or in a set, the name of that link or set.
+	// Name is a link's name, a sysctl's or a table's; for objects on a link
+	// that link's name, for an element its table's and set's.
 	Name string
 	// Dst is an address (as a full-length prefix), a route's destination or a
 	// set element; zero for the other kinds.
@@ -80,7 +80,7 @@ func (k Key) String() string {
 	case KindNeigh:
 		return fmt.Sprintf("neigh %s dev %s", k.Dst.Addr(), k.Name)
 	case KindElement:
-		return fmt.Sprintf("element %s { %s }", k.Name, k.Dst)
+		return fmt.Sprintf("element inet %s { %s }", k.Name, k.Dst)
 	case KindLink, KindRules, KindSysctl:
 		return fmt.Sprintf("%s %s", k.Kind, k.Name)
 	}
@@ -129,9 +129,17 @@ func (s State) Put(objects ...Object) {
 // Merge adds all of o's objects to s.
 func (s State) Merge(o State) { maps.Copy(s, o) }
 
-// Only gives the part of s that lives at keys.
+// Only gives the part of s that keys cover.
 func (s State) Only(keys Keys) State {
 	part := make(State, len(keys))
+	if keys.holdsContainer() {
+		for k, o := range s {
+			if keys.Covers(k) {
+				part[k] = o
+			}
+		}
+		return part
+	}
 	for k := range keys {
 		if o, ok := s[k]; ok {
 			part[k] = o
@@ -161,7 +169,8 @@ func (s State) String() string {
 }
 
 // Keys is a set of keys: a scope that is read and repaired without looking at
-// the rest.
+// the rest. A link brings all that is on it, and a table all its elements,
+// since they go with it.
 type Keys map[Key]struct{}
 
 // Add puts keys into the set.
@@ -169,4 +178,39 @@ func (s Keys) Add(keys ...Key) {
 	for _, k := range keys {
 		s[k] = struct{}{}
 	}
+}
+
+// Covers reports whether k, or the link or table that holds it, is in the set.
+func (s Keys) Covers(k Key) bool {
+	if _, ok := s[k]; ok {
+		return true
+	}
+	switch k.Kind {
+	case KindAddr, KindFDB, KindNeigh, KindRoute:
+		_, ok := s[Key{Kind: KindLink, Name: k.Name}]
+		return ok
+	case KindElement:
+		_, ok := s[Key{Kind: KindRules, Name: k.table()}]
+		return ok
+	case KindSysctl, KindRules, KindLink:
+	}
+	return false
+}
+
+// table is the name of an element's table.
+func (k Key) table() string {
+	table, _, _ := strings.Cut(k.Name, " ")
+	return table
+}
+
+// holds reports whether the objects at other keys go when that at k goes.
+func (k Key) holds() bool { return k.Kind == KindLink || k.Kind == KindRules }
+
+func (s Keys) holdsContainer() bool {
+	for k := range s {
+		if k.holds() {
+			return true
+		}
+	}
+	return false
 }

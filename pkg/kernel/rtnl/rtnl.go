@@ -1,0 +1,126 @@
+// Package rtnl reads a kernel.State from the kernel and applies operations to
+// it: rtnetlink for links, addresses, neighbours, FDB entries and routes,
+// nf_tables netlink for the table, /proc/sys for sysctls. With the plugin's
+// veth calls it is the only code that talks to the kernel about networking.
+//
+// Open and all calls belong in one network namespace: the process's, or that
+// of a locked thread.
+package rtnl
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/netconf"
+)
+
+// Names says which objects are ours by name: Read finds all that is on these
+// links and in this table.
+type Names struct {
+	Links   []string
+	Table   string // of family inet
+	Sysctls []string
+}
+
+// NamesOf gives the names that a state uses.
+func NamesOf(s kernel.State) Names {
+	var n Names
+	for k := range s {
+		switch k.Kind {
+		case kernel.KindLink:
+			n.Links = append(n.Links, k.Name)
+		case kernel.KindRules:
+			n.Table = k.Name
+		case kernel.KindSysctl:
+			n.Sysctls = append(n.Sysctls, k.Name)
+		case kernel.KindElement, kernel.KindAddr, kernel.KindFDB, kernel.KindNeigh, kernel.KindRoute:
+		}
+	}
+	return n
+}
+
+// Handle talks to one network namespace. Safe for concurrent use, but two
+// concurrent Apply calls may interleave.
+type Handle struct {
+	conn *conn
+	// sysctls is the root of the sysctl tree, /proc/sys.
+	sysctls string
+}
+
+// Open makes a Handle for the calling thread's network namespace.
+func Open() (*Handle, error) {
+	c, err := dial()
+	if err != nil {
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
+	}
+	return &Handle{conn: c, sysctls: "/proc/sys"}, nil
+}
+
+// Close frees the socket.
+func (h *Handle) Close() error { return h.conn.close() }
+
+// isPodLink reports whether the plugin made this link: the host end of a
+// pod's veth, which Read leaves to the plugin.
+func isPodLink(name string) bool { return strings.HasPrefix(name, netconf.LinkStart) }
+
+// links lists all interfaces by index.
+func (h *Handle) links() (map[int]link, error) {
+	all := map[int]link{}
+	err := retryDump(func() error {
+		clear(all)
+		return h.conn.dump(request{typ: unix.RTM_GETLINK, body: ifinfomsg(0, 0, 0)}, func(b []byte) {
+			if l, ok := decodeLink(b); ok {
+				all[l.index] = l
+			}
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return all, nil
+}
+
+// link finds an interface by name; errors.Is unix.ENODEV when there is none.
+func (h *Handle) link(name string) (link, error) {
+	b, err := h.conn.get(request{typ: unix.RTM_GETLINK, body: attrString(ifinfomsg(0, 0, 0), unix.IFLA_IFNAME, name)})
+	if err != nil {
+		return link{}, fmt.Errorf("link %s: %w", name, err)
+	}
+	l, ok := decodeLink(b)
+	if !ok {
+		return link{}, fmt.Errorf("link %s: unreadable answer", name)
+	}
+	return l, nil
+}
+
+// dumpAttempts is how often an interrupted dump is begun again before Read
+// gives up; whoever changes the kernel without pause is stronger than we are.
+const dumpAttempts = 5
+
+func retryDump(dump func() error) (err error) {
+	for range dumpAttempts {
+		if err = dump(); !errors.Is(err, ErrInterrupted) {
+			return err
+		}
+	}
+	return err
+}
+
+// PodLinks lists the names of the host ends of pods' veths.
+func (h *Handle) PodLinks() ([]string, error) {
+	all, err := h.links()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, l := range all {
+		if isPodLink(l.name) {
+			names = append(names, l.name)
+		}
+	}
+	return names, nil
+}
