@@ -62,10 +62,16 @@ fuzz: ## every fuzz target for FUZZTIME (1m)
 	@hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: build ## speed against the reference plugins and the bare kernel; bin/bench.json
+bench: build bin/cni/.built ## speed against the reference plugins and the bare kernel; bin/bench.json
 	$(call say,measuring: about 15 minutes; keep the machine quiet)
-	@$(GOBUILD) -o bin/bench ./test/bench
+	@$(GOBUILD) -o bin/ ./test/bench ./test/bench/empty
 	@bin/bench -json bin/bench.json $(BENCHFLAGS)
+
+# The plugins that tests chain with and benchmarks compare with.
+bin/cni/.built: hack/cni/go.mod
+	$(call say,building the reference CNI plugins)
+	@mkdir -p bin/cni && cd hack/cni && $(GOBUILD) -o ../../bin/cni/ tool
+	@touch $@
 
 .PHONY: lint
 lint: bin/golangci-lint ## formatting, vet and linters, in every module
@@ -73,7 +79,7 @@ lint: bin/golangci-lint ## formatting, vet and linters, in every module
 
 bin/golangci-lint: hack/lint/go.mod
 	$(call say,building golangci-lint: about 4 minutes the first time)
-	@cd hack/lint && CGO_ENABLED=0 go build -trimpath -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@cd hack/lint && CGO_ENABLED=0 go build -trimpath -o ../../$@ tool
 	@touch $@
 
 .PHONY: verify

@@ -74,13 +74,13 @@ func (b attachBench) run(ctx context.Context, r *report) error {
 	}
 	defer ours.node.close()
 	defer theirs.node.close()
-	present := 0
+	var present []pod // on both nodes together
+	defer func() { closeAll(present) }()
 	for _, size := range b.sizes {
 		r.progress("ADD and DEL with %d on the node", size)
-		if err := b.fill(ctx, present, size-1, ours, theirs); err != nil {
+		if present, err = b.fill(ctx, present, size-1, ours, theirs); err != nil {
 			return err
 		}
-		present = size - 1
 		if err := b.compare(ctx, r, size, ours, theirs); err != nil {
 			return err
 		}
@@ -130,20 +130,20 @@ func writeNode(dir string, cidrs ...netip.Prefix) error {
 	return os.WriteFile(filepath.Join(dir, netconf.NodeFile), data, 0o644)
 }
 
-// fill attaches pods from..to on both nodes.
-func (b attachBench) fill(ctx context.Context, from, to int, plugins ...*plugin) error {
-	for i := from; i < to; i++ {
-		for _, p := range plugins {
-			at, err := b.pod(fmt.Sprintf("%s-fill-%d", p.name, i))
-			if err != nil {
-				return err
-			}
-			if _, err := p.run(ctx, netconf.Add, at); err != nil {
-				return err
-			}
+// fill attaches pods until each plugin has size on its node.
+func (b attachBench) fill(ctx context.Context, present []pod, size int, plugins ...*plugin) ([]pod, error) {
+	for len(present) < size*len(plugins) {
+		p := plugins[len(present)%len(plugins)]
+		at, err := newPod(fmt.Sprintf("%s-fill-%d", p.name, len(present)))
+		if err != nil {
+			return present, err
+		}
+		present = append(present, at)
+		if _, err := p.run(ctx, netconf.Add, at); err != nil {
+			return present, err
 		}
 	}
-	return nil
+	return present, nil
 }
 
 // compare measures single ADDs and DELs in turns. Namespaces are made before
@@ -155,7 +155,7 @@ func (b attachBench) compare(ctx context.Context, r *report, size int, ours, the
 	var adds, dels [2][]time.Duration
 	for round := range b.rounds {
 		for i, p := range []*plugin{ours, theirs} {
-			at, err := b.pod(fmt.Sprintf("%s-%d-%d", p.name, size, round))
+			at, err := newPod(fmt.Sprintf("%s-%d-%d", p.name, size, round))
 			if err != nil {
 				return err
 			}
@@ -206,7 +206,7 @@ func (b attachBench) addAtOnce(ctx context.Context, p *plugin, repeat int) (time
 	pods := make([]pod, b.atOnce)
 	for i := range pods {
 		var err error
-		if pods[i], err = b.pod(fmt.Sprintf("%s-at-once-%d-%d", p.name, repeat, i)); err != nil {
+		if pods[i], err = newPod(fmt.Sprintf("%s-at-once-%d-%d", p.name, repeat, i)); err != nil {
 			return 0, err
 		}
 	}
@@ -228,7 +228,7 @@ func (b attachBench) addAtOnce(ctx context.Context, p *plugin, repeat int) (time
 	return total, err
 }
 
-func (b attachBench) pod(id string) (pod, error) {
+func newPod(id string) (pod, error) {
 	ns, err := newNetns()
 	return pod{id: id, netns: ns}, err
 }

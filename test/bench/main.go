@@ -17,7 +17,7 @@ import (
 
 func main() {
 	var o options
-	flag.StringVar(&o.bin, "bin", "bin", "directory with weft, weftd and, in cni/, the reference plugins")
+	flag.StringVar(&o.bin, "bin", "bin", "directory with weft, weftd, empty and, in cni/, the reference plugins")
 	flag.StringVar(&o.json, "json", "", "file that the figures are written to")
 	flag.StringVar(&o.only, "run", ".", "regular expression: the groups to run, of "+strings.Join(groupNames(), ", "))
 	flag.BoolVar(&o.quick, "quick", false, "few rounds and few peers: shows that all of it works, says nothing of speed")
@@ -51,10 +51,13 @@ func groupNames() []string {
 
 func groups(o options, dir string) []group {
 	attach := attachBench{bin: o.bin, dir: dir, rounds: 41, sizes: []int{1, 250, 1000}, atOnce: 100, repeats: 5}
+	start := startBench{bin: o.bin, rounds: 101}
 	if o.quick {
+		start.rounds = 3
 		attach.rounds, attach.repeats = 3, 1
 	}
 	return []group{
+		{"start", start.run},
 		{"attach", attach.run},
 	}
 }
