@@ -1,7 +1,6 @@
 package netconf
 
 import (
-	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -64,11 +63,11 @@ func (e Env) validate() error {
 	if e.Command == GC || e.Command == Status {
 		return nil
 	}
-	if err := ValidContainerID(e.ContainerID); err != nil {
-		return err
+	if !IsName(e.ContainerID) {
+		return badEnv("CNI_CONTAINERID", e.ContainerID, wantName)
 	}
-	if err := ValidIfName(e.IfName); err != nil {
-		return err
+	if !IsLinkName(e.IfName) {
+		return badEnv("CNI_IFNAME", e.IfName, "1 to 15 bytes of UTF-8 without /, : and white space, not . nor ..")
 	}
 	if e.Command == Del && e.Netns == "" {
 		return nil
@@ -83,37 +82,26 @@ func (e Env) validate() error {
 // Runtimes' container IDs have 64 and a file's name may have 255.
 const maxName = 200
 
-// ValidContainerID checks a container ID by the CNI specification (section 2):
-// it starts with an alphanumeric character, and underscores, dots and hyphens
-// may follow. It may have 200 characters. The error is ErrEnv.
-func ValidContainerID(id string) error {
-	if !isName(id) {
-		return badEnv("CNI_CONTAINERID", id, fmt.Sprintf(
-			"1 to %d letters, digits, _, . or -, the first a letter or digit", maxName))
-	}
-	return nil
-}
+const wantName = "1 to 200 letters, digits, _, . or -, the first a letter or digit"
 
 // maxIfName is the kernel's IFNAMSIZ less the zero that ends a name.
 const maxIfName = 15
 
-// ValidIfName checks an interface name by the kernel's rules: 1 to 15 bytes,
-// no slash, colon or white space, neither "." nor "..". It has to be UTF-8 as
-// well, since records and results carry it in JSON. The error is ErrEnv.
-func ValidIfName(name string) error {
+// IsLinkName reports whether the kernel takes s as a link's name: 1 to 15
+// bytes, no slash, colon or white space, neither "." nor "..". It has to be
+// UTF-8 as well, since records and results carry it in JSON.
+func IsLinkName(s string) bool {
 	bad := func(r rune) bool {
 		return r == '/' || r == ':' || r == 0 || r == unicode.ReplacementChar || unicode.IsSpace(r)
 	}
-	if name == "" || len(name) > maxIfName || name == "." || name == ".." || strings.ContainsFunc(name, bad) {
-		return badEnv("CNI_IFNAME", name, fmt.Sprintf(
-			"1 to %d bytes of UTF-8 without /, : and white space, not . nor ..", maxIfName))
-	}
-	return nil
+	return s != "" && len(s) <= maxIfName && s != "." && s != ".." && !strings.ContainsFunc(s, bad)
 }
 
-// isName reports whether s is what the CNI specification allows as a container
-// ID or network name.
-func isName(s string) bool {
+// IsName reports whether s is what the CNI specification (sections 1 and 2)
+// allows as a container ID or network name: ASCII letters, digits,
+// underscores, dots and hyphens, of which the first is a letter or digit. It
+// may have 200 characters, so that a file can have it as its name.
+func IsName(s string) bool {
 	for i := range len(s) {
 		c := s[i]
 		alnum := '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'

@@ -64,6 +64,9 @@ func badEnv(name, value, want string) error {
 // shorten gives a JSON value on one line, as far as an error message has room
 // for it.
 func shorten(raw json.RawMessage) string {
+	if raw == nil {
+		return ""
+	}
 	var b bytes.Buffer
 	if json.Compact(&b, raw) != nil {
 		return cut(fmt.Sprintf("%q", raw))

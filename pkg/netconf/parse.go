@@ -29,12 +29,11 @@ func (n *Network) readIdentity(f fields) error {
 	if !slices.Contains(Versions, n.CNIVersion) {
 		return &InputError{Kind: ErrVersion, Key: "cniVersion", Value: shorten(f.raw["cniVersion"]), Want: list(Versions)}
 	}
-	want := fmt.Sprintf("1 to %d letters, digits, _, . or -, the first a letter or digit", maxName)
-	if err := f.decode("name", &n.Name, want); err != nil {
+	if err := f.decode("name", &n.Name, wantName); err != nil {
 		return err
 	}
-	if !isName(n.Name) {
-		return f.bad("name", want)
+	if !IsName(n.Name) {
+		return f.bad("name", wantName)
 	}
 	return nil
 }

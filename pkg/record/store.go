@@ -1,7 +1,6 @@
 package record
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -33,14 +32,33 @@ func (e *CorruptError) Error() string { return fmt.Sprintf("record %s: %v", e.Pa
 
 func (e *CorruptError) Unwrap() error { return e.Err }
 
+// Corrupt gives the unreadable records that an error of List is about.
+func Corrupt(err error) []*CorruptError {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return nil
+	}
+	var all []*CorruptError
+	for _, err := range joined.Unwrap() {
+		if c := (*CorruptError)(nil); errors.As(err, &c) {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// Attachment is what the file's name says that the record is of; ok is false
+// where it is not the name of a record.
+func (e *CorruptError) Attachment() (containerID, ifName string, ok bool) {
+	containerID, ifName, _ = strings.Cut(filepath.Base(e.Path), ":")
+	return containerID, ifName, validNames(containerID, ifName) == nil
+}
+
 // Put writes a, replacing what the store had of the same attachment. When it
 // returns, the record survives a power failure; a crash before that leaves
 // the old record or none, never half of one.
 func (s Store) Put(a Attachment) error {
-	if err := a.validate(); err != nil {
-		return fmt.Errorf("record %s/%s: %w", a.ContainerID, a.IfName, err)
-	}
-	data, err := json.MarshalIndent(a, "", "  ")
+	data, err := encode(a)
 	if err != nil {
 		return fmt.Errorf("record %s/%s: %w", a.ContainerID, a.IfName, err)
 	}
@@ -49,7 +67,7 @@ func (s Store) Put(a Attachment) error {
 	}
 	name := fileName(a.ContainerID, a.IfName)
 	temp := filepath.Join(s.Dir, tempPrefix+name)
-	if err := writeSynced(temp, append(data, '\n')); err != nil {
+	if err := writeSynced(temp, data); err != nil {
 		return fmt.Errorf("record: %w", errors.Join(err, os.Remove(temp)))
 	}
 	if err := os.Rename(temp, filepath.Join(s.Dir, name)); err != nil {
@@ -64,14 +82,7 @@ func (s Store) Get(containerID, ifName string) (Attachment, error) {
 	if err := validNames(containerID, ifName); err != nil {
 		return Attachment{}, fmt.Errorf("record: %w", err)
 	}
-	a, err := read(filepath.Join(s.Dir, fileName(containerID, ifName)))
-	if err == nil && (a.ContainerID != containerID || a.IfName != ifName) {
-		err = &CorruptError{
-			Path: filepath.Join(s.Dir, fileName(containerID, ifName)),
-			Err:  fmt.Errorf("holds attachment %s/%s, not that of its name", a.ContainerID, a.IfName),
-		}
-	}
-	return a, err
+	return read(filepath.Join(s.Dir, fileName(containerID, ifName)))
 }
 
 // Delete removes the record of an attachment, also a corrupt one; it does
@@ -98,7 +109,7 @@ func (s Store) Delete(containerID, ifName string) error {
 
 // List reads all records, in the order of their files' names. It gives those
 // that can be read also when err is not nil; err then joins a *CorruptError
-// for each that can't.
+// for each that can't (Corrupt takes them apart).
 func (s Store) List() ([]Attachment, error) {
 	entries, err := os.ReadDir(s.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -123,4 +134,22 @@ func (s Store) List() ([]Attachment, error) {
 		}
 	}
 	return list, errors.Join(errs...)
+}
+
+// Clean removes what Puts that were interrupted left behind. The caller has
+// excluded concurrent Puts (LockFile, exclusively).
+func (s Store) Clean() error {
+	entries, err := os.ReadDir(s.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("record: %w", err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), tempPrefix) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.Dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("record: %w", err)
+		}
+	}
+	return nil
 }
