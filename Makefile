@@ -17,7 +17,7 @@ TESTFLAGS ?=
 TESTP     ?= 2
 FUZZTIME  ?= 1m
 
-say = @printf '\033[1m%s\033[0m\n' '==> $(1)'
+say = @echo '==> $(1)'
 
 ##@ Use
 

@@ -52,13 +52,16 @@ func groupNames() []string {
 func groups(o options, dir string) []group {
 	attach := attachBench{bin: o.bin, dir: dir, rounds: 41, sizes: []int{1, 250, 1000}, atOnce: 100, repeats: 5}
 	start := startBench{bin: o.bin, rounds: 101}
+	full := syncBench{peers: 4999, rounds: 7}
 	if o.quick {
+		full.peers, full.rounds = 100, 1
 		start.rounds = 3
 		attach.rounds, attach.repeats = 3, 1
 	}
 	return []group{
 		{"start", start.run},
 		{"attach", attach.run},
+		{"sync", full.run},
 	}
 }
 
