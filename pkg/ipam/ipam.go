@@ -5,7 +5,9 @@ package ipam
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -33,6 +35,22 @@ type Owner struct {
 
 // String is the form used in claims, logs and errors.
 func (o Owner) String() string { return o.ContainerID + "/" + o.IfName }
+
+// fileName is the form that is a file's name: neither part has a colon.
+func (o Owner) fileName() string { return o.ContainerID + ":" + o.IfName }
+
+// ownerFrom reads what String gives.
+func ownerFrom(s string) Owner {
+	id, ifName, _ := strings.Cut(s, "/")
+	return Owner{id, ifName}
+}
+
+func (o Owner) validate() error {
+	if !netconf.IsName(o.ContainerID) || !netconf.IsLinkName(o.IfName) {
+		return fmt.Errorf("%q is not an attachment", o)
+	}
+	return nil
+}
 
 // Result is what an attachment gets.
 type Result struct {
