@@ -1,0 +1,98 @@
+package veth
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/netconf"
+)
+
+// Remove deletes the pair with the host end hostLink, and with it all
+// addresses, routes and neighbours on either end. It does nothing where there
+// is no such link, and it returns when the link is gone from both namespaces.
+func Remove(hostLink string) error {
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("netlink: %w", err)
+	}
+	defer host.Close()
+	return remove(host, hostLink)
+}
+
+func remove(host *netlink.Handle, name string) error {
+	link, err := host.LinkByName(name)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("link %s: %w", name, err)
+	}
+	if link.Type() != "veth" {
+		return fmt.Errorf("link %s is a %s link, not Weft's", name, link.Type())
+	}
+	if err := host.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return &KernelError{Object: "delete link " + name, Err: err}
+	}
+	return nil
+}
+
+// RemoveRules deletes the routing rules that a pair of addrs without a
+// default route has in the pod. They are the only part of a pair that doesn't
+// go with its links.
+func RemoveRules(pod *Netns, addrs []netip.Addr) error {
+	h, err := pod.handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	var errs []error
+	for _, a := range addrs {
+		rule := Rule{From: a}.netlink()
+		rule.Table = 0
+		err := h.RuleDel(rule)
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAFNOSUPPORT) {
+			errs = append(errs, &KernelError{Object: fmt.Sprintf("delete rule from %s", a), Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// HostEnd is the host end of a pair, as List finds it.
+type HostEnd struct {
+	Name    string
+	Network string // that its alias names; empty where it has none
+}
+
+// List gives the host ends of all pairs on the node. An interrupted dump is
+// an error: what it shows may lack links.
+func List() ([]HostEnd, error) {
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	defer host.Close()
+	links, err := host.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var ends []HostEnd
+	for _, l := range links {
+		a := l.Attrs()
+		if l.Type() != "veth" || !strings.HasPrefix(a.Name, netconf.LinkStart) || len(a.Name) != hostLinkLen {
+			continue
+		}
+		network, _ := aliasNetwork(a.Alias)
+		ends = append(ends, HostEnd{Name: a.Name, Network: network})
+	}
+	return ends, nil
+}
+
+func isNotFound(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound)
+}
