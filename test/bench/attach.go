@@ -118,7 +118,7 @@ func writeNode(dir string, cidrs ...netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	if err = os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
 	data, err := json.Marshal(netconf.Node{

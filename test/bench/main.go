@@ -23,8 +23,9 @@ func main() {
 	flag.BoolVar(&o.quick, "quick", false, "few rounds and few peers: shows that all of it works, says nothing of speed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, o); err != nil {
+	err := run(ctx, o)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

@@ -55,14 +55,14 @@ func inNode(f func() (time.Duration, error)) (took time.Duration, err error) {
 	defer func() { err = errors.Join(err, ns.close()) }()
 	err = ns.do(func() error {
 		eth0 := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "switch"}
-		if err := netlink.LinkAdd(eth0); err != nil {
+		if err = netlink.LinkAdd(eth0); err != nil {
 			return fmt.Errorf("add eth0: %w", err)
 		}
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: b4(192, 0, 2, 1).AsSlice(), Mask: net.CIDRMask(24, 32)}}
-		if err := netlink.AddrAdd(eth0, addr); err != nil {
+		if err = netlink.AddrAdd(eth0, addr); err != nil {
 			return fmt.Errorf("address eth0: %w", err)
 		}
-		if err := netlink.LinkSetUp(eth0); err != nil {
+		if err = netlink.LinkSetUp(eth0); err != nil {
 			return fmt.Errorf("set eth0 up: %w", err)
 		}
 		took, err = f()
