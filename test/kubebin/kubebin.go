@@ -1,0 +1,251 @@
+// Package kubebin finds, downloads or builds the programs of Kubernetes that
+// a test cluster runs.
+package kubebin
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// AssetsEnv names a directory with kube-apiserver and etcd, as for
+// controller-runtime's envtest.
+const AssetsEnv = "KUBEBUILDER_ASSETS"
+
+// buildFlags are the same for all programs, so that the packages they share
+// are compiled once.
+var buildFlags = []string{"-trimpath", "-tags", "selinux,notest,grpcnotrace"}
+
+// Set is a set of programs: absolute paths.
+type Set struct{ APIServer, Etcd string }
+
+// Find gives the API server and etcd: those in the directory that AssetsEnv
+// names; else those in the cache; else those that setup-envtest has or can
+// download; else it builds them from their Go modules, which takes minutes,
+// once. It writes a line to log for what takes long. Processes may call it at
+// the same time; one builds and the others wait.
+func Find(ctx context.Context, log io.Writer) (Set, error) {
+	if dir := os.Getenv(AssetsEnv); dir != "" {
+		set := setIn(dir)
+		if err := set.check(); err != nil {
+			return Set{}, fmt.Errorf("%s is %s: %w", AssetsEnv, dir, err)
+		}
+		return set, nil
+	}
+	b, err := newBuilder(log)
+	if err != nil {
+		return Set{}, err
+	}
+	set := setIn(b.cache)
+	if set.check() == nil {
+		return set, nil
+	}
+	if dir, ok := b.envtest(ctx); ok {
+		return setIn(dir), nil
+	}
+	err = b.build(ctx, "kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", "about 5 to 8 minutes on two cores")
+	if err != nil {
+		return Set{}, err
+	}
+	return set, b.build(ctx, "etcd", "go.etcd.io/etcd/server/v3", "less than a minute")
+}
+
+// GarbageCollector gives the program hack/kube/garbage-collector, built where
+// its source has changed.
+func GarbageCollector(ctx context.Context, log io.Writer) (string, error) {
+	b, err := newBuilder(log)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.New()
+	for _, file := range []string{"go.mod", "garbage-collector/main.go"} {
+		source, err := os.ReadFile(filepath.Join(b.module, file))
+		if err != nil {
+			return "", err
+		}
+		sum.Write(source)
+	}
+	name := "garbage-collector-" + hex.EncodeToString(sum.Sum(nil))[:12]
+	err = b.build(ctx, name, "./garbage-collector", "less than a minute")
+	return filepath.Join(b.cache, name), err
+}
+
+// Kubectl gives kubectl: the one on PATH, else one built from its module.
+func Kubectl(ctx context.Context, log io.Writer) (string, error) {
+	if path, err := exec.LookPath("kubectl"); err == nil {
+		return path, nil
+	}
+	b, err := newBuilder(log)
+	if err != nil {
+		return "", err
+	}
+	err = b.build(ctx, "kubectl", "k8s.io/kubernetes/cmd/kubectl", "about a minute")
+	return filepath.Join(b.cache, "kubectl"), err
+}
+
+func setIn(dir string) Set {
+	return Set{APIServer: filepath.Join(dir, "kube-apiserver"), Etcd: filepath.Join(dir, "etcd")}
+}
+
+func (s Set) check() error {
+	_, apiServer := os.Stat(s.APIServer)
+	_, etcd := os.Stat(s.Etcd)
+	return errors.Join(apiServer, etcd)
+}
+
+// builder builds programs of the module hack/kube into a cache.
+type builder struct {
+	module  string // its directory
+	version string // of Kubernetes: v1.37.1
+	cache   string
+	log     io.Writer
+}
+
+var kubernetesVersion = regexp.MustCompile(`(?m)^require k8s\.io/kubernetes (v\S+)$`)
+
+func newBuilder(log io.Writer) (*builder, error) {
+	root, err := moduleRoot()
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{module: filepath.Join(root, "hack", "kube"), log: log}
+	mod, err := os.ReadFile(filepath.Join(b.module, "go.mod"))
+	if err != nil {
+		return nil, err
+	}
+	version := kubernetesVersion.FindSubmatch(mod)
+	if version == nil {
+		return nil, fmt.Errorf("%s/go.mod has no line %q", b.module, "require k8s.io/kubernetes vX.Y.Z")
+	}
+	b.version = string(version[1])
+	caches, err := os.UserCacheDir()
+	if err != nil {
+		return nil, fmt.Errorf("find a directory for built programs: %w", err)
+	}
+	b.cache = filepath.Join(caches, "weft", "kube-"+b.version)
+	return b, nil
+}
+
+// moduleRoot is the directory of the product's go.mod, at or above the working
+// directory.
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && bytes.HasPrefix(mod, []byte("module github.com/weft-cni/weft\n")) {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("find the sources of Weft: no go.mod of theirs at or above the working directory")
+		}
+		dir = parent
+	}
+}
+
+// build makes cache/name from a package, where it isn't there.
+func (b *builder) build(ctx context.Context, name, pkg, duration string) error {
+	path := filepath.Join(b.cache, name)
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(b.cache, 0o755); err != nil { //nolint:gosec // programs are no secret
+		return err
+	}
+	unlock, err := b.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Stat(path); err == nil {
+		return nil // another process has built it meanwhile
+	}
+	fmt.Fprintf(b.log, "building %s %s once, %s; kept in %s\n", name, b.version, duration, b.cache)
+	stop := b.progress(name)
+	defer stop()
+	made := filepath.Join(b.cache, "."+name)
+	args := append([]string{"build"}, buildFlags...)
+	args = append(args, "-ldflags", b.ldflags(), "-o", made, pkg)
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = b.module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-buildvcs=false")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", name, err, out)
+	}
+	return os.Rename(made, path)
+}
+
+// ldflags gives the programs the version of the module they are built from; an
+// API server without one refuses its clients' feature gates.
+func (b *builder) ldflags() string {
+	var major, minor, patch int
+	if _, err := fmt.Sscanf(b.version, "v%d.%d.%d", &major, &minor, &patch); err != nil {
+		panic(fmt.Sprintf("version of Kubernetes %q: %v", b.version, err)) // go.mod's own check lets none through
+	}
+	flags := "-s -w"
+	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
+		flags += fmt.Sprintf(" -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]d -X %[1]s.gitMinor=%[4]d -X %[1]s.gitTreeState=clean",
+			pkg, b.version, major, minor)
+	}
+	return flags
+}
+
+// lock makes this process the only one that builds into the cache.
+func (b *builder) lock(ctx context.Context) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(b.cache, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	ticker := time.NewTicker(200 * time.Millisecond)
+	defer ticker.Stop()
+	for told := false; ; told = true {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+		}
+		if !told {
+			fmt.Fprintf(b.log, "waiting for another process that builds programs of Kubernetes %s\n", b.version)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), f.Close())
+		case <-ticker.C:
+		}
+	}
+}
+
+// progress writes the time that a build has taken, every half minute.
+func (b *builder) progress(name string) (stop func()) {
+	done := make(chan struct{})
+	started := time.Now()
+	ticker := time.NewTicker(30 * time.Second)
+	go func() {
+		defer ticker.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+				fmt.Fprintf(b.log, "building %s: %s\n", name, time.Since(started).Round(time.Second))
+			}
+		}
+	}()
+	return func() { close(done) }
+}
