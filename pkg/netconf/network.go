@@ -99,6 +99,28 @@ type Route struct {
 	Table    int // 0 is the main table
 }
 
+// RouteFrom reads a route of a result. It is an error where its addresses
+// aren't; the scope is not taken over, since the kernel derives it.
+func RouteFrom(c *types.Route) (Route, error) {
+	addr, ok := netip.AddrFromSlice(c.Dst.IP)
+	ones, size := c.Dst.Mask.Size()
+	addr = addr.Unmap()
+	if !ok || size == 0 || ones > addr.BitLen() {
+		return Route{}, fmt.Errorf("route to %s: not a network", c.Dst.String())
+	}
+	r := Route{Dst: netip.PrefixFrom(addr, ones).Masked(), MTU: c.MTU, AdvMSS: c.AdvMSS, Priority: c.Priority}
+	if c.Table != nil {
+		r.Table = *c.Table
+	}
+	if len(c.GW) > 0 {
+		gw, ok := netip.AddrFromSlice(c.GW)
+		if r.GW = gw.Unmap(); !ok || r.GW.Is4() != addr.Is4() {
+			return Route{}, fmt.Errorf("route to %s: %s is no next hop for it", r.Dst, c.GW)
+		}
+	}
+	return r, nil
+}
+
 // CNI is the route as results carry it.
 func (r Route) CNI() *types.Route {
 	c := &types.Route{

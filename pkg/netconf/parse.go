@@ -1,7 +1,6 @@
 package netconf
 
 import (
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -10,8 +9,6 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/types/create"
 )
 
 // MTUs in bytes: the least is what every IPv4 host takes (RFC 791 section
@@ -158,31 +155,11 @@ func (n *Network) readPrevResult(f fields) error {
 	if !f.has("prevResult") {
 		return nil
 	}
-	want := "a CNI result of version " + list(Versions)
-	// Its version may be left out: it is the configuration's then.
-	result, err := f.object("prevResult", want)
+	result, err := ParseResult(f.raw["prevResult"], n.CNIVersion)
 	if err != nil {
-		return err
+		return f.bad("prevResult", "a CNI result of version "+list(Versions))
 	}
-	version := n.CNIVersion
-	if err := result.decode("cniVersion", &version, list(Versions)); err != nil {
-		return err
-	}
-	if !result.has("cniVersion") {
-		result.raw["cniVersion"], _ = json.Marshal(version)
-	}
-	data, err := json.Marshal(result.raw)
-	if err != nil {
-		return f.bad("prevResult", want)
-	}
-	any, err := create.Create(version, data)
-	if err != nil {
-		return f.bad("prevResult", want)
-	}
-	n.PrevResult, err = types100.NewResultFromResult(any)
-	if err != nil {
-		return f.bad("prevResult", want)
-	}
+	n.PrevResult = result
 	return nil
 }
 
