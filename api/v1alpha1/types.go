@@ -40,7 +40,7 @@ type VTEPSpec struct {
 	// +kubebuilder:validation:MaxItems=2
 	// +kubebuilder:validation:items:MaxLength=39
 	// +kubebuilder:validation:items:XValidation:rule="isIP(self)",message="must be an IP address, such as 192.0.2.1 or 2001:db8::1"
-	// +kubebuilder:validation:items:XValidation:rule="!isIP(self) || ip.isCanonical(self)",messageExpression="'must be in canonical form: ' + string(ip(self))"
+	// +kubebuilder:validation:items:XValidation:rule="!isIP(self) || ip.isCanonical(self)",message="must be in canonical form: lower case, zeros shortened, such as 2001:db8::1"
 	// +kubebuilder:validation:items:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast()",message="must be a unicast address that other nodes can reach: not loopback, link-local, multicast or unspecified"
 	// +kubebuilder:validation:XValidation:rule="self.filter(a, isIP(a) && ip(a).family() == 4).size() <= 1 && self.filter(a, isIP(a) && ip(a).family() == 6).size() <= 1",message="must hold at most one address of each family"
 	Underlay []string `json:"underlay"`
@@ -66,7 +66,7 @@ type VTEPSpec struct {
 	// +kubebuilder:validation:MaxItems=8
 	// +kubebuilder:validation:items:MaxLength=43
 	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self)",message="must be an address range, such as 10.244.1.0/24 or 2001:db8:1::/64"
-	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || string(cidr(self).masked()) == self",messageExpression="'must be in canonical form: ' + string(cidr(self).masked())"
+	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || string(cidr(self).masked()) == self",message="must be in canonical form: lower case, zeros shortened, no bits beyond the prefix, such as 2001:db8:1::/64"
 	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= 8 && cidr(self).ip().isGlobalUnicast()",message="must be a range of unicast addresses with a prefix of at least 8 bits: not loopback, link-local, multicast or everything"
 	// +kubebuilder:validation:XValidation:rule="!self.all(c, isCIDR(c)) || self.all(a, self.all(b, a == b || !cidr(a).containsCIDR(b)))",message="must hold ranges that do not overlap"
 	PodCIDRs []string `json:"podCIDRs"`
