@@ -34,8 +34,9 @@ type Node struct {
 	space     *space
 	processes processes
 
-	mu   sync.Mutex
-	pods map[string]*Pod // by name
+	mu    sync.Mutex
+	pods  map[string]*Pod // by name
+	ports map[string]bool // of the switch, by name
 }
 
 // AddNode makes a node and registers it with the API server.
@@ -54,6 +55,7 @@ func (c *Cluster) AddNode(ctx context.Context) (*Node, error) {
 		number:  number,
 		disk:    filepath.Join(c.dir, name),
 		pods:    map[string]*Pod{},
+		ports:   map[string]bool{},
 		PodCIDRs: c.opts.Families.of(
 			netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(number), 0}), 24),
 			netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0, 0, 0x10, 2, 0x44, 0, byte(number)}), 64),

@@ -1,12 +1,14 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -145,7 +147,7 @@ func (n *Node) PlugIn(nic NIC) error {
 	if nic.Name == "" {
 		nic.Name = NICName
 	}
-	port := n.portPrefix() + nic.Name
+	port := n.Name + "-" + nic.Name
 	err := n.cluster.sw.do(func() error {
 		bridge, err := netlink.LinkByName(bridgeName)
 		if err != nil {
@@ -163,6 +165,9 @@ func (n *Node) PlugIn(nic NIC) error {
 	if err != nil {
 		return fmt.Errorf("connect %s to the switch: %w", n.Name, err)
 	}
+	n.mu.Lock()
+	n.ports[port] = true
+	n.mu.Unlock()
 	return n.Do(func() error {
 		if err := configure(nic.Name, nic.Addrs); err != nil {
 			return err
@@ -196,23 +201,24 @@ func (n *Node) Unplug(name string) error {
 	})
 }
 
-// portPrefix starts the names of the switch's ports to the node.
-func (n *Node) portPrefix() string { return n.Name + "-" }
-
 // unplugAll deletes the switch's ports to the node. The kernel does so too when
 // the node's namespace is gone, but only some time later.
 func (n *Node) unplugAll() error {
+	n.mu.Lock()
+	ports := slices.Sorted(maps.Keys(n.ports))
+	clear(n.ports)
+	n.mu.Unlock()
 	return n.cluster.sw.do(func() error {
-		links, err := netlink.LinkList()
-		if err != nil {
-			return fmt.Errorf("list the switch's ports: %w", err)
-		}
-		for _, link := range links {
-			if !strings.HasPrefix(link.Attrs().Name, n.portPrefix()) {
-				continue
+		for _, port := range ports {
+			link, err := netlink.LinkByName(port)
+			if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+				continue // unplugged by the other end
 			}
-			if err := netlink.LinkDel(link); err != nil {
-				return fmt.Errorf("delete port %s: %w", link.Attrs().Name, err)
+			if err == nil {
+				err = netlink.LinkDel(link)
+			}
+			if err != nil {
+				return fmt.Errorf("delete port %s: %w", port, err)
 			}
 		}
 		return nil
