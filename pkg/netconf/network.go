@@ -90,13 +90,13 @@ type Pod struct {
 
 // Route is a route in the pod.
 type Route struct {
-	Dst netip.Prefix // masked
+	Dst netip.Prefix `json:"dst"` // masked
 	// GW is the next hop; invalid means Gateway4 or Gateway6.
-	GW       netip.Addr
-	MTU      int // bytes; 0 is the interface's
-	AdvMSS   int // bytes, of TCP; 0 is derived from the MTU
-	Priority int // metric; 0 is the kernel's default
-	Table    int // 0 is the main table
+	GW       netip.Addr `json:"gw"`
+	MTU      int        `json:"mtu,omitempty"`      // bytes; 0 is the interface's
+	AdvMSS   int        `json:"advmss,omitempty"`   // bytes, of TCP; 0 is derived from the MTU
+	Priority int        `json:"priority,omitempty"` // metric; 0 is the kernel's default
+	Table    int        `json:"table,omitempty"`    // 0 is the main table
 }
 
 // RouteFrom reads a route of a result. It is an error where its addresses

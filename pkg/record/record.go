@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/netconf"
 )
 
 // Version is that of the records' format.
@@ -32,6 +33,8 @@ type Attachment struct {
 	PodMAC   kernel.MAC   `json:"podMAC"`
 	MTU      int          `json:"mtu"`
 	Addrs    []netip.Addr `json:"addrs"`
+	// Routes are all of the pod's through this interface, next hops filled in.
+	Routes []netconf.Route `json:"routes,omitempty"`
 
 	// IPAM is the type of the IPAM plugin that gave Addrs: "weft", or the
 	// delegate that DEL has to call.
