@@ -67,7 +67,7 @@ func (e Env) validate() error {
 		return badEnv("CNI_CONTAINERID", e.ContainerID, wantName)
 	}
 	if !IsLinkName(e.IfName) {
-		return badEnv("CNI_IFNAME", e.IfName, "1 to 15 bytes of UTF-8 without /, : and white space, not . nor ..")
+		return badEnv("CNI_IFNAME", e.IfName, wantLinkName)
 	}
 	if e.Command == Del && e.Netns == "" {
 		return nil
@@ -84,8 +84,10 @@ const maxName = 200
 
 const wantName = "1 to 200 letters, digits, _, . or -, the first a letter or digit"
 
-// maxIfName is the kernel's IFNAMSIZ less the zero that ends a name.
-const maxIfName = 15
+// maxLinkName is the kernel's IFNAMSIZ less the zero that ends a name.
+const maxLinkName = 15
+
+const wantLinkName = "1 to 15 bytes of UTF-8 without /, : and white space, not . nor .."
 
 // IsLinkName reports whether the kernel takes s as a link's name: 1 to 15
 // bytes, no slash, colon or white space, neither "." nor "..". It has to be
@@ -94,7 +96,7 @@ func IsLinkName(s string) bool {
 	bad := func(r rune) bool {
 		return r == '/' || r == ':' || r == 0 || r == unicode.ReplacementChar || unicode.IsSpace(r)
 	}
-	return s != "" && len(s) <= maxIfName && s != "." && s != ".." && !strings.ContainsFunc(s, bad)
+	return s != "" && len(s) <= maxLinkName && s != "." && s != ".." && !strings.ContainsFunc(s, bad)
 }
 
 // IsName reports whether s is what the CNI specification (sections 1 and 2)

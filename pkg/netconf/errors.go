@@ -45,12 +45,13 @@ func (e *InputError) Unwrap() error { return e.Kind }
 
 // unknownKey is an error about a key that has no meaning here. A known one
 // that it may be a misspelling of is put into the message.
-func unknownKey(path, key string, raw json.RawMessage, known []string) error {
-	want := "one of " + list(known)
+func unknownKey(key, path string, raw json.RawMessage, known []string) error {
+	hint := ""
 	if k := nearest(key, known); k != "" {
-		want = k + ", if that was meant, or another of " + list(known)
+		hint = fmt.Sprintf(" did you mean %s%s?", path, k)
 	}
-	return &InputError{Kind: ErrUnsupported, Key: "unknown key " + path + key, Value: shorten(raw), Want: want}
+	return fmt.Errorf("%w: unknown key %s%s (%s);%s accepted: %s",
+		ErrUnsupported, path, key, shorten(raw), hint, list(known))
 }
 
 // badEnv is an error about an environment variable.

@@ -79,7 +79,7 @@ func (f fields) objects(key, want string) ([]fields, error) {
 func (f fields) only(known []string, exempt func(key string) bool) error {
 	for _, key := range slices.Sorted(maps.Keys(f.raw)) {
 		if !slices.Contains(known, key) && (exempt == nil || !exempt(key)) {
-			return unknownKey(f.path, key, f.raw[key], known)
+			return unknownKey(key, f.path, f.raw[key], known)
 		}
 	}
 	return nil

@@ -37,10 +37,7 @@ func (n *Network) readIdentity(f fields) error {
 
 func (n *Network) readKeys(f fields) error {
 	if f.has("ipMasq") {
-		return &InputError{
-			Kind: ErrUnsupported, Key: "unknown key ipMasq", Value: shorten(f.raw["ipMasq"]),
-			Want: "no such key: masquerading is a setting of weftd",
-		}
+		return fmt.Errorf("%w: ipMasq (%s): masquerading is a setting of weftd", ErrUnsupported, shorten(f.raw["ipMasq"]))
 	}
 	return f.only(topKeys, foreign)
 }
@@ -175,6 +172,25 @@ func (n *Network) readValidAttachments(f fields) error {
 	if _, ok := f.raw[key]; !ok {
 		return f.bad(key, want)
 	}
-	n.ValidAttachments = []types.GCAttachment{}
-	return f.decode(key, &n.ValidAttachments, want)
+	all, err := f.objects(key, want)
+	if err != nil {
+		return err
+	}
+	valid := make([]types.GCAttachment, len(all))
+	for i, a := range all {
+		if err := a.decode("containerID", &valid[i].ContainerID, wantName); err != nil {
+			return err
+		}
+		if err := a.decode("ifname", &valid[i].IfName, wantLinkName); err != nil {
+			return err
+		}
+		if !IsName(valid[i].ContainerID) {
+			return a.bad("containerID", wantName)
+		}
+		if !IsLinkName(valid[i].IfName) {
+			return a.bad("ifname", wantLinkName)
+		}
+	}
+	n.ValidAttachments = valid
+	return nil
 }

@@ -66,8 +66,10 @@ func readRoute(f fields) (r Route, err error) {
 	if err := f.decode("gw", &gw, want); err != nil {
 		return r, err
 	}
-	if gw != "" && gw != hop.String() {
-		return r, f.bad("gw", want)
+	if gw != "" {
+		if r.GW, err = netip.ParseAddr(gw); err != nil || r.GW != hop {
+			return r, f.bad("gw", want)
+		}
 	}
 	for _, key := range []struct {
 		name string
