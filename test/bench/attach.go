@@ -24,13 +24,13 @@ type plugin struct {
 	binary string
 	path   string // CNI_PATH
 	config []byte
-	node   *netns
+	node   *space
 }
 
 // A pod is a namespace to attach, by a container ID.
 type pod struct {
 	id    string
-	netns *netns
+	netns *space
 }
 
 // run executes the plugin once, as a runtime does, and gives the time from
@@ -105,7 +105,7 @@ func (b attachBench) plugins() (ours, theirs *plugin, err error) {
 		           "routes": [{"dst": "0.0.0.0/0"}]}}`,
 		filepath.Join(b.dir, "host-local"))}
 	for _, p := range []*plugin{ours, theirs} {
-		if p.node, err = newNetns(); err != nil {
+		if p.node, err = newSpace(); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -229,7 +229,7 @@ func (b attachBench) addAtOnce(ctx context.Context, p *plugin, repeat int) (time
 }
 
 func newPod(id string) (pod, error) {
-	ns, err := newNetns()
+	ns, err := newSpace()
 	return pod{id: id, netns: ns}, err
 }
 

@@ -8,32 +8,34 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
+	"time"
+
+	"github.com/weft-cni/weft/test/cluster"
 )
 
 func main() {
 	var o options
 	flag.StringVar(&o.bin, "bin", "bin", "directory with weft, weftd, empty and, in cni/, the reference plugins")
+	flag.StringVar(&o.manifests, "manifests", "manifests/base", "what is applied to the API server")
 	flag.StringVar(&o.json, "json", "", "file that the figures are written to")
 	flag.StringVar(&o.only, "run", ".", "regular expression: the groups to run, of "+strings.Join(groupNames(), ", "))
 	flag.BoolVar(&o.quick, "quick", false, "few rounds and few peers: shows that all of it works, says nothing of speed")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, o)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
+	os.Exit(cluster.Run(func(ctx context.Context) int {
+		if err := run(ctx, o); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			return 1
+		}
+		return 0
+	}))
 }
 
 type options struct {
-	bin, json, only string
-	quick           bool
+	bin, manifests, json, only string
+	quick                      bool
 }
 
 // A group is measured together.
@@ -54,7 +56,14 @@ func groups(o options, dir string) []group {
 	attach := attachBench{bin: o.bin, dir: dir, rounds: 41, sizes: []int{1, 250, 1000}, atOnce: 100, repeats: 5}
 	start := startBench{bin: o.bin, rounds: 101}
 	full := syncBench{peers: 4999, rounds: 7}
+	path := pathBench{manifests: o.manifests, rounds: 9, stream: 3 * time.Second, pings: 20000}
+	scale := scaleBench{
+		bin: o.bin, manifests: o.manifests,
+		peers: 4999, starts: 3, joins: 250, windows: 6, window: 10 * time.Second,
+	}
 	if o.quick {
+		path.rounds, path.stream, path.pings = 1, time.Second/4, 500
+		scale.peers, scale.starts, scale.joins, scale.windows, scale.window = 100, 1, 5, 1, time.Second
 		full.peers, full.rounds = 100, 1
 		start.rounds = 3
 		attach.rounds, attach.repeats = 3, 1
@@ -62,7 +71,9 @@ func groups(o options, dir string) []group {
 	return []group{
 		{"start", start.run},
 		{"attach", attach.run},
+		{"path", path.run},
 		{"sync", full.run},
+		{"scale", scale.run},
 	}
 }
 
@@ -72,6 +83,9 @@ func run(ctx context.Context, o options) (err error) {
 		return fmt.Errorf("-run: %w", err)
 	}
 	if o.bin, err = filepath.Abs(o.bin); err != nil {
+		return err
+	}
+	if err = os.Setenv(cluster.BinDirEnv, o.bin); err != nil {
 		return err
 	}
 	// Not below /tmp, which may be in memory: plugins that call fsync pay.

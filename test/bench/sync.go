@@ -48,7 +48,7 @@ func (b syncBench) run(_ context.Context, r *report) error {
 
 // inNode runs f in a new network namespace with one underlay link, eth0.
 func inNode(f func() (time.Duration, error)) (took time.Duration, err error) {
-	ns, err := newNetns()
+	ns, err := newSpace()
 	if err != nil {
 		return 0, err
 	}

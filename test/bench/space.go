@@ -8,13 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A netns is a network namespace that lives as long as this process has it
+// A space is a network namespace that lives as long as this process has it
 // open: nothing is left behind, however the process ends.
-type netns struct{ file *os.File }
+type space struct{ file *os.File }
 
-// newNetns makes a network namespace, with its loopback down, as a runtime
+// newSpace makes a network namespace, with its loopback down, as a runtime
 // hands it to plugins.
-func newNetns() (*netns, error) {
+func newSpace() (*space, error) {
 	var file *os.File
 	made := make(chan error)
 	go func() {
@@ -30,17 +30,17 @@ func newNetns() (*netns, error) {
 	if err := <-made; err != nil {
 		return nil, fmt.Errorf("make network namespace: %w", err)
 	}
-	return &netns{file: file}, nil
+	return &space{file: file}, nil
 }
 
 // path is where other processes find the namespace.
-func (n *netns) path() string {
+func (n *space) path() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
 }
 
 // do runs f on a thread in the namespace. Processes that f starts are in it
 // as well.
-func (n *netns) do(f func() error) error {
+func (n *space) do(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -54,4 +54,4 @@ func (n *netns) do(f func() error) error {
 }
 
 // close drops the namespace; the kernel removes it once no process is in it.
-func (n *netns) close() error { return n.file.Close() }
+func (n *space) close() error { return n.file.Close() }
