@@ -83,6 +83,9 @@ func (p *Peers) Get(name string) (Peer, bool) {
 	return peer, ok
 }
 
+// Len is the number of peers.
+func (p *Peers) Len() int { return len(p.byName) }
+
 // Names lists all peers, sorted.
 func (p *Peers) Names() []string {
 	names := make([]string, 0, len(p.byName))
