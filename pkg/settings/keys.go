@@ -47,8 +47,7 @@ func Keys() []Key {
 		{"noMasquerade", "a list of address ranges such as 10.0.0.0/8", "destinations outside the cluster that see pods' own addresses", prefixes(func(s *Settings, p []netip.Prefix) { s.Overlay.NoMasquerade = p })},
 		{"logLevel", "debug, info, warn or error", "least level of what is logged", logLevel},
 		{"resync", "a duration, 1s to 24h", "mean time between two comparisons of the whole kernel state", resync},
-		{"health", "an address and port such as 127.0.0.1:9470", "where /healthz and /readyz are served", address(false, func(s *Settings, a string) { s.Health = a })},
-		{"metrics", `an address and port such as 127.0.0.1:9471, or "" for none`, "where /metrics is served", address(true, func(s *Settings, a string) { s.Metrics = a })},
+		{"listen", "an address and port such as 127.0.0.1:9470", "where /healthz, /readyz and /metrics are served", listen},
 		{"profiling", "true or false", "serve /debug/pprof beside the metrics", boolean(func(s *Settings, b bool) { s.Profiling = b })},
 		{"cni.binDir", "an absolute path", "directory of CNI plugins, where the runtime looks for them", path(func(s *Settings, p string) { s.CNI.BinDir = p })},
 		{"cni.confDir", "an absolute path", "directory of CNI configurations, where the runtime looks for them", path(func(s *Settings, p string) { s.CNI.ConfDir = p })},
@@ -235,22 +234,15 @@ func resync(s *Settings, v any) error {
 	return nil
 }
 
-func address(optional bool, put func(*Settings, string)) func(*Settings, any) error {
-	return func(s *Settings, v any) error {
-		t, ok := v.(string)
-		if !ok {
-			return errRefused
-		}
-		if t != "" || !optional {
-			// No names: the daemon starts before the cluster's DNS does.
-			a, err := netip.ParseAddrPort(t)
-			if err != nil || a.Port() == 0 {
-				return errRefused
-			}
-		}
-		put(s, t)
-		return nil
+func listen(s *Settings, v any) error {
+	t, _ := v.(string)
+	// No names: the daemon starts before the cluster's DNS does.
+	a, err := netip.ParseAddrPort(t)
+	if err != nil || a.Port() == 0 {
+		return errRefused
 	}
+	s.Listen = t
+	return nil
 }
 
 func path(put func(*Settings, string)) func(*Settings, any) error {

@@ -27,10 +27,10 @@ type Settings struct {
 	// Resync is the mean time between two comparisons of the whole kernel
 	// state.
 	Resync time.Duration
-	// Health and Metrics are the addresses, host:port, that /healthz and
-	// /readyz, and /metrics are served on; Metrics is empty where they aren't.
-	Health, Metrics string
-	// Profiling adds /debug/pprof to the metrics.
+	// Listen is the address, host:port, that /healthz, /readyz and /metrics
+	// are served on.
+	Listen string
+	// Profiling adds /debug/pprof to them.
 	Profiling bool
 
 	CNI CNI
@@ -87,8 +87,7 @@ func Default() Settings {
 		Underlay: Underlay{Family: Auto},
 		LogLevel: slog.LevelInfo,
 		Resync:   time.Minute,
-		Health:   "127.0.0.1:9470",
-		Metrics:  "127.0.0.1:9471",
+		Listen:   "127.0.0.1:9470",
 		CNI: CNI{
 			BinDir: netconf.BinDir, ConfDir: netconf.ConfDir,
 			Portmap: IfPresent, Bandwidth: IfPresent,

@@ -58,8 +58,7 @@ noMasquerade:
 - fd00::/8
 logLevel: debug
 resync: 5m
-health: 0.0.0.0:9470
-metrics: ""
+listen: 0.0.0.0:9470
 profiling: true
 cni:
   binDir: /usr/lib/cni
@@ -82,7 +81,7 @@ func TestFile(t *testing.T) {
 	want.Overlay.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
 	want.Underlay = Underlay{Family: IPv6, Interface: s.Underlay.Interface, CIDRs: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}}
 	want.LogLevel, want.Resync = slog.LevelDebug, 5*time.Minute
-	want.Health, want.Metrics, want.Profiling = "0.0.0.0:9470", "", true
+	want.Listen, want.Profiling = "0.0.0.0:9470", true
 	want.CNI = CNI{BinDir: "/usr/lib/cni", ConfDir: "/var/lib/cni/conf", Portmap: Always, Bandwidth: Never}
 	if d := cmp.Diff(want, s, compareSettings); d != "" {
 		t.Errorf("-want +got:\n%s", d)
@@ -158,7 +157,7 @@ func TestBadFiles(t *testing.T) {
 
 func TestBadFlags(t *testing.T) {
 	_, err := Parse(nil, []Flag{
-		{"vni", "16777216"}, {"underlay.cidrs", "192.0.2.1/24"}, {"masquerade", "maybe"}, {"resync", "60"}, {"metrics", "localhost:80"},
+		{"vni", "16777216"}, {"underlay.cidrs", "192.0.2.1/24"}, {"masquerade", "maybe"}, {"resync", "60"}, {"listen", "localhost:80"},
 	})
 	if err == nil {
 		t.Fatal("accepted")
@@ -205,7 +204,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if s.Overlay.VNI < 1 || s.Overlay.VNI > 1<<24-1 || s.Overlay.Port == 0 || s.Resync < time.Second ||
-			s.MTU != 0 && (s.MTU < 576 || s.MTU > 65535) || s.Health == "" || !filepath.IsAbs(s.CNI.BinDir) {
+			s.MTU != 0 && (s.MTU < 576 || s.MTU > 65535) || s.Listen == "" || !filepath.IsAbs(s.CNI.BinDir) {
 			t.Fatalf("out of range: %+v", s)
 		}
 		for i, c := range s.Overlay.NoMasquerade {
