@@ -61,10 +61,11 @@ func Diff(want, have State, scope Keys) []Op {
 		want, have = want.Only(scope), have.Only(scope)
 	}
 	lost := Keys{} // what these cover goes without a word
+	remac := map[string]bool{}
 	var ops []Op
 	add := func(k Key, w Object) {
 		h := have[k]
-		if lost.Covers(k) {
+		if lost.Covers(k) || k.Kind == KindNeigh && remac[k.Name] {
 			h = nil
 		}
 		op, differs := compare(w, h)
@@ -75,6 +76,8 @@ func Diff(want, have State, scope Keys) []Op {
 		if op.Verb == Recreate {
 			lost.Add(k)
 		}
+		// A new MAC flushes the link's neighbours (NETDEV_CHANGEADDR).
+		remac[k.Name] = remac[k.Name] || changesMAC(op)
 	}
 	for k, w := range want {
 		if k.holds() {
@@ -112,6 +115,12 @@ func compare(want, have Object) (Op, bool) {
 		verb = Recreate
 	}
 	return Op{Verb: verb, Want: want, Have: have}, true
+}
+
+func changesMAC(op Op) bool {
+	want, ok := op.Want.(VXLAN)
+	have, ok2 := op.Have.(VXLAN)
+	return ok && ok2 && want.MAC != have.MAC
 }
 
 // inOrder sorts what is made before what is deleted: kinds in creation order

@@ -56,29 +56,26 @@ func PlanPeer(c Config, self Self, peer Peer) (kernel.State, error) {
 		// Reached all the same: nodes can move to another port one by one.
 		fdb.Port = peer.Port
 	}
-	gateways := firstOfFamily(peer.PodCIDRs)
 	sources := firstOfFamily(self.PodCIDRs)
 	for _, cidr := range peer.PodCIDRs {
 		own, ok := ofFamily(sources, cidr)
 		if !ok {
 			continue
 		}
-		src := Gateway(own)
 		if c.DirectRouting {
 			if link, via, ok := direct(self, peer, cidr); ok {
-				s.Put(kernel.Route{Link: link, Dst: cidr, Via: via, Src: src})
+				s.Put(kernel.Route{Link: link, Dst: cidr, Via: via})
 				if !covered(c.NoMasquerade, cidr) {
 					s.Put(noMasqueradeElement(cidr))
 				}
 				continue
 			}
 		}
-		first, _ := ofFamily(gateways, cidr)
-		gw := Gateway(first)
+		via := nextHop(peer, cidr)
 		s.Put(
 			fdb,
-			kernel.Neigh{Link: Link, IP: gw, MAC: peer.MAC},
-			kernel.Route{Link: Link, Dst: cidr, Via: gw, Src: src},
+			kernel.Neigh{Link: Link, IP: via, MAC: peer.MAC},
+			kernel.Route{Link: Link, Dst: cidr, Via: via, Src: Gateway(own)},
 		)
 	}
 	return s, nil
@@ -96,6 +93,24 @@ func PlanPod(hostLink string, mac kernel.MAC, addrs []netip.Addr) kernel.State {
 		)
 	}
 	return s
+}
+
+// nextHop is the address that a route to one of the peer's pod CIDRs leads
+// to. For IPv4 it is the peer's own address among its pods. For IPv6 it is the
+// link-local address of its VTEP: the kernel refuses a global next hop that
+// another link's route still leads to, and with it the change from a direct
+// route to the tunnel.
+func nextHop(peer Peer, cidr netip.Prefix) netip.Addr {
+	if cidr.Addr().Is6() {
+		return linkLocal(peer.MAC)
+	}
+	first, _ := ofFamily(peer.PodCIDRs, cidr)
+	return Gateway(first)
+}
+
+// linkLocal is the modified EUI-64 address of a MAC (RFC 4291 appendix A).
+func linkLocal(m kernel.MAC) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
 }
 
 // outer is the peer's underlay address of the tunnel's family.
@@ -147,9 +162,9 @@ func rules(c Config) string {
 
 func noMasqueradeElement(p netip.Prefix) kernel.Element {
 	if p.Addr().Is4() {
-		return kernel.Element{Set: noMasquerade4, Prefix: p}
+		return kernel.Element{Table: Table, Set: noMasquerade4, Prefix: p}
 	}
-	return kernel.Element{Set: noMasquerade6, Prefix: p}
+	return kernel.Element{Table: Table, Set: noMasquerade6, Prefix: p}
 }
 
 // firstOfFamily keeps the first prefix of each address family.

@@ -130,12 +130,12 @@ func (h *Handle) applyLink(op kernel.Op) error {
 			return nil
 		}
 	}
-	v, ok := op.Want.(kernel.VXLAN)
+	want, ok := op.Want.(kernel.VXLAN)
 	if !ok {
 		return fmt.Errorf("%T is not a link that can be made", op.Want)
 	}
 	if op.Verb != kernel.Replace {
-		if err := h.all(vxlanCreate(v)); err != nil {
+		if err := h.all(vxlanCreate(want)); err != nil {
 			return fmt.Errorf("create: %w", err)
 		}
 	}
@@ -144,7 +144,8 @@ func (h *Handle) applyLink(op kernel.Op) error {
 		return err
 	}
 	if op.Verb == kernel.Replace {
-		if err := h.all(vxlanChange(v, l.index)); err != nil {
+		have, _ := op.Have.(kernel.VXLAN) // Incompatible saw to it
+		if err := h.all(vxlanChange(have, want, l.index)...); err != nil {
 			return fmt.Errorf("change: %w", err)
 		}
 	}

@@ -170,6 +170,9 @@ func decodeNeigh(b []byte, linkName string) (o kernel.Object, index int) {
 		}
 	}
 	if b[0] == unix.AF_BRIDGE {
+		if flags&unix.NTF_SELF == 0 {
+			return nil, index // of the bridge that the link is enslaved to
+		}
 		if state&unix.NUD_PERMANENT == 0 {
 			extra = neighState(state)
 		}

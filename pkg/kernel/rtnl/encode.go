@@ -131,14 +131,22 @@ func vxlanCreate(v kernel.VXLAN) request {
 	return request{typ: unix.RTM_NEWLINK, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: linkInfo(body, data)}
 }
 
-// vxlanChange changes what can be changed on the device with this index: its
-// outer address, MAC and MTU.
-func vxlanChange(v kernel.VXLAN, index int) request {
-	body := ifinfomsg(index, 0, 0)
-	body = attr(body, unix.IFLA_ADDRESS, v.MAC[:])
-	body = attr32(body, unix.IFLA_MTU, uint32(v.MTU))
-	body = attr32(body, unix.IFLA_MASTER, 0)
-	return request{typ: unix.RTM_NEWLINK, body: linkInfo(body, vxlanLocal(nil, v))}
+// vxlanChange leads from have to want on the device with this index. Only
+// what differs is sent: the driver takes nothing beside an outer address, and
+// a MAC flushes the neighbours even if it is the same.
+func vxlanChange(have, want kernel.VXLAN, index int) []request {
+	var requests []request
+	if have.Local != want.Local {
+		requests = append(requests, request{typ: unix.RTM_NEWLINK, body: linkInfo(ifinfomsg(index, 0, 0), vxlanLocal(nil, want))})
+	}
+	body := attr32(ifinfomsg(index, 0, 0), unix.IFLA_MASTER, 0) // out of any bridge
+	if have.MAC != want.MAC {
+		body = attr(body, unix.IFLA_ADDRESS, want.MAC[:])
+	}
+	if have.MTU != want.MTU {
+		body = attr32(body, unix.IFLA_MTU, uint32(want.MTU))
+	}
+	return append(requests, request{typ: unix.RTM_SETLINK, body: body})
 }
 
 func vxlanLocal(data []byte, v kernel.VXLAN) []byte {

@@ -217,12 +217,16 @@ func (h *Handle) readKey(s kernel.State, l link, k kernel.Key) error {
 // one asked for is taken to be absent: putting it again does no harm.
 func (h *Handle) readRoute(s kernel.State, l link, k kernel.Key) error {
 	dst := k.Dst.Addr()
-	body := rtmsg(family(dst), dst.BitLen(), 0, 0, unix.RTM_F_FIB_MATCH|unix.RTM_F_LOOKUP_TABLE)
+	flags := uint32(unix.RTM_F_FIB_MATCH)
+	if dst.Is4() {
+		flags |= unix.RTM_F_LOOKUP_TABLE // IPv6 always tells the true table
+	}
+	body := rtmsg(family(dst), dst.BitLen(), 0, 0, flags)
 	body[4], body[7] = 0, 0
 	b, err := h.conn.get(request{typ: unix.RTM_GETROUTE, body: attrAddr(body, unix.RTA_DST, dst)})
 	switch {
 	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL):
-		return nil
+		return nil // none, or unreachable, prohibit, blackhole
 	case err != nil:
 		return fmt.Errorf("read %s: %w", k, err)
 	}

@@ -97,9 +97,13 @@ func (w *watcher) routeMessage(h unix.NlMsghdr, b []byte) {
 		case !ok:
 		case !known:
 			w.send(kernel.Event{Underlay: true})
-		case !isPodLink(name):
+		case isPodLink(name):
+		case h.Type == unix.RTM_DELADDR:
+			// Routes with this source go as well, before Linux 6.6 in silence.
+			w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindLink, Name: name}})
+		default:
 			a.Link = name
-			w.object(a, h.Type == unix.RTM_DELADDR)
+			w.object(a, false)
 		}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		if len(b) < unix.SizeofNdMsg {
@@ -185,6 +189,10 @@ func subscribe(protocol int, groups ...int) (*os.File, error) {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, watchBuffer); err != nil {
 			return nil, errors.Join(os.NewSyscallError("setsockopt", err), f.Close())
 		}
+	}
+	// Unbound, a socket has the port number that broadcasts leave out.
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, errors.Join(os.NewSyscallError("bind", err), f.Close())
 	}
 	for _, g := range groups {
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {

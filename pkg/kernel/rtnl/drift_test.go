@@ -1,0 +1,75 @@
+package rtnl_test
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/overlay"
+)
+
+func ignore(err, accepted error) error {
+	if errors.Is(err, accepted) {
+		return nil
+	}
+	return err
+}
+
+func netlinkNet(s string) (net.IP, *net.IPNet, error) { return net.ParseCIDR(s) }
+
+func prefixNet(s string) *net.IPNet {
+	_, n, _ := net.ParseCIDR(s)
+	return n
+}
+
+// localLike picks the address of the family that the VXLAN device sends in.
+func localLike(t *testing.T, v4, v6 string) net.IP {
+	t.Helper()
+	if v, ok := link(t, overlay.Link).(*netlink.Vxlan); ok && v.SrcAddr.To4() == nil {
+		return netip.MustParseAddr(v6).AsSlice()
+	}
+	return netip.MustParseAddr(v4).AsSlice()
+}
+
+func eachNeigh(t *testing.T, family int, do func(*netlink.Neigh) error) {
+	t.Helper()
+	entries, err := netlink.NeighList(link(t, overlay.Link).Attrs().Index, family)
+	must(t, err)
+	for _, n := range entries {
+		if n.State&unix.NUD_NOARP != 0 && family != unix.AF_BRIDGE {
+			continue
+		}
+		must(t, ignore(do(&n), unix.ENOENT))
+	}
+}
+
+func nft(t *testing.T, do func(*nftables.Conn, *nftables.Table)) {
+	t.Helper()
+	c, err := nftables.New()
+	must(t, err)
+	do(c, &nftables.Table{Family: nftables.TableFamilyINet, Name: overlay.Table})
+	must(t, ignore(c.Flush(), unix.ENOENT))
+}
+
+func flushRules(c *nftables.Conn, table *nftables.Table) { c.FlushTable(table) }
+
+func deleteTable(c *nftables.Conn, table *nftables.Table) { c.DelTable(table) }
+
+func foreignRule(c *nftables.Conn, table *nftables.Table) {
+	c.AddRule(&nftables.Rule{
+		Table: table, Chain: &nftables.Chain{Table: table, Name: "source"},
+		Exprs: []expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, &expr.Verdict{Kind: expr.VerdictAccept}},
+	})
+}
+
+func foreignElement(c *nftables.Conn, table *nftables.Table) {
+	_ = c.SetAddElements(&nftables.Set{Table: table, Name: "nomasq4", Interval: true}, []nftables.SetElement{
+		{Key: []byte{9, 9, 9, 1}}, {Key: []byte{9, 9, 9, 4}, IntervalEnd: true},
+	})
+}
