@@ -61,7 +61,10 @@ func lock(ctx context.Context, file string, how int, timeout time.Duration) (fun
 	case <-ctx.Done():
 		// A blocked flock can't be taken back: whenever it gets the lock, the
 		// close gives it up again.
-		go func() { <-locked; f.Close() }()
+		go func() {
+			<-locked //nolint:errcheck // nobody waits for it any more
+			f.Close()
+		}()
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			return nil, fmt.Errorf("lock %s: %w", file, ErrTimeout)
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
+	"os"
 	"time"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -25,10 +27,11 @@ type Delegate struct {
 	Version string // of CNI, of Config
 	Config  []byte // the network configuration, which the plugin gets as it is
 	Env     netconf.Env
+	Log     io.Writer // what the plugin writes to its standard error
 }
 
 func newDelegate(n *netconf.Network) *Delegate {
-	return &Delegate{Type: n.IPAM.Type, Version: n.CNIVersion, Config: n.Raw, Env: n.Env}
+	return &Delegate{Type: n.IPAM.Type, Version: n.CNIVersion, Config: n.Raw, Env: n.Env, Log: os.Stderr}
 }
 
 // Add implements Allocator. The plugin is asked to undo an ADD that failed,

@@ -50,8 +50,8 @@ func (d *Delegate) run(ctx context.Context, command string) ([]byte, error) {
 		err = start() // it was just being installed
 	}
 	if err == nil {
-		os.Stderr.Write(stderr.Bytes()) // its log
-		return stdout.Bytes(), nil
+		_, err = d.Log.Write(stderr.Bytes())
+		return stdout.Bytes(), err
 	}
 	if ctx.Err() != nil {
 		return nil, d.wrap(fmt.Errorf("%s: %w", command, context.Cause(ctx)))

@@ -5,7 +5,6 @@ package ipam
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"strings"
 
@@ -45,11 +44,8 @@ func ownerFrom(s string) Owner {
 	return Owner{id, ifName}
 }
 
-func (o Owner) validate() error {
-	if !netconf.IsName(o.ContainerID) || !netconf.IsLinkName(o.IfName) {
-		return fmt.Errorf("%q is not an attachment", o)
-	}
-	return nil
+func (o Owner) valid() bool {
+	return netconf.IsName(o.ContainerID) && netconf.IsLinkName(o.IfName)
 }
 
 // Result is what an attachment gets.

@@ -61,8 +61,8 @@ type Claim struct {
 // The error is ErrExhausted, ErrTaken, ErrOutside, flock.ErrTimeout, or one of
 // the file system; then nothing is claimed.
 func (p *Pool) Allocate(ctx context.Context, owner Owner, ranges []netip.Prefix, want []netip.Addr) ([]netip.Addr, error) {
-	if err := owner.validate(); err != nil {
-		return nil, err
+	if !owner.valid() {
+		return nil, fmt.Errorf("%q is not an attachment", owner)
 	}
 	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("addresses: %w", err)
@@ -72,10 +72,10 @@ func (p *Pool) Allocate(ctx context.Context, owner Owner, ranges []netip.Prefix,
 		return nil, err
 	}
 	defer unlock()
-	if err := p.restore(); err != nil {
+	if err = p.restore(); err != nil {
 		return nil, fmt.Errorf("restore addresses: %w", err)
 	}
-	if err := p.release(owner); err != nil {
+	if err = p.release(owner); err != nil {
 		return nil, err
 	}
 	picks, err := p.pick(ranges, want)
@@ -104,8 +104,8 @@ func (p *Pool) Allocate(ctx context.Context, owner Owner, ranges []netip.Prefix,
 // Release gives back all that owner has, and nothing of anyone else's. It does
 // nothing where that is nothing.
 func (p *Pool) Release(ctx context.Context, owner Owner) error {
-	if err := owner.validate(); err != nil {
-		return err
+	if !owner.valid() {
+		return fmt.Errorf("%q is not an attachment", owner)
 	}
 	if _, err := os.Lstat(p.pool()); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -264,8 +264,8 @@ func (p *Pool) free(c Claim) error {
 			return fmt.Errorf("release: %w", err)
 		}
 	}
-	if c.Owner.validate() != nil {
-		return nil // a damaged claim's
+	if !c.Owner.valid() {
+		return nil // of a damaged claim: it has no link
 	}
 	if err := os.Remove(p.ownerPath(c.Owner)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("release: %w", err)
@@ -295,8 +295,9 @@ func (p *Pool) list() ([]Claim, error) {
 	}
 	held := map[Owner][]netip.Addr{}
 	for _, addr := range addrs {
-		o, ok, err := p.ownerOf(addr)
-		if err != nil {
+		var o Owner
+		var ok bool
+		if o, ok, err = p.ownerOf(addr); err != nil {
 			return nil, err
 		}
 		if ok {

@@ -67,7 +67,7 @@ func FuzzReadNode(f *testing.F) {
 			}
 			return
 		}
-		if _, err := netconf.WriteNode(dir, n); err != nil {
+		if _, err = netconf.WriteNode(dir, n); err != nil {
 			t.Fatal(err)
 		}
 		again, err := netconf.ReadNode(dir, boot)

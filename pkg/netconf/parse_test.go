@@ -235,7 +235,7 @@ func TestRouteRoundTrip(t *testing.T) {
 			t.Fatal(err)
 		}
 		var c types.Route
-		if err := json.Unmarshal(data, &c); err != nil {
+		if err = json.Unmarshal(data, &c); err != nil {
 			t.Fatal(err)
 		}
 		got, err := netconf.RouteFrom(&c)

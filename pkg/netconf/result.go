@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/types/create"
@@ -28,8 +29,11 @@ func ParseResult(data []byte, version string) (*types100.Result, error) {
 	}
 	if own == "" {
 		own = version
-		f["cniVersion"], _ = json.Marshal(version)
-		data, _ = json.Marshal(f)
+		f["cniVersion"] = json.RawMessage(strconv.Quote(version))
+		var err error
+		if data, err = json.Marshal(f); err != nil {
+			return nil, fmt.Errorf("result: %w", err)
+		}
 	}
 	if !slices.Contains(Versions, own) {
 		return nil, fmt.Errorf("result: %w: cniVersion is %q; accepted: %s", ErrVersion, own, list(Versions))

@@ -47,12 +47,12 @@ func (n *Network) readRoutes(f fields) error {
 // section 5, "ADD Success").
 func readRoute(f fields) (r Route, err error) {
 	known := []string{"dst", "gw", "mtu", "advmss", "priority", "table"}
-	if err := f.only(known, nil); err != nil {
+	if err = f.only(known, nil); err != nil {
 		return r, err
 	}
 	var dst, gw string
 	want := "a network such as 10.0.0.0/8 or fd00::/8, with no bits set behind its length"
-	if err := f.decode("dst", &dst, want); err != nil {
+	if err = f.decode("dst", &dst, want); err != nil {
 		return r, err
 	}
 	if r.Dst, err = netip.ParsePrefix(dst); err != nil || r.Dst != r.Dst.Masked() || r.Dst.Addr().Is4In6() {
@@ -63,7 +63,7 @@ func readRoute(f fields) (r Route, err error) {
 		hop = Gateway4
 	}
 	want = fmt.Sprintf("%s or none: the node is a pod's only neighbour", hop)
-	if err := f.decode("gw", &gw, want); err != nil {
+	if err = f.decode("gw", &gw, want); err != nil {
 		return r, err
 	}
 	if gw != "" {
@@ -76,8 +76,10 @@ func readRoute(f fields) (r Route, err error) {
 		to   *int
 		most int
 	}{
-		{"mtu", &r.MTU, maxMTU}, {"advmss", &r.AdvMSS, maxMTU},
-		{"priority", &r.Priority, 1<<31 - 1}, {"table", &r.Table, 1<<31 - 1},
+		{"mtu", &r.MTU, maxMTU},
+		{"advmss", &r.AdvMSS, maxMTU},
+		{"priority", &r.Priority, 1<<31 - 1},
+		{"table", &r.Table, 1<<31 - 1},
 	} {
 		want := fmt.Sprintf("a number from 0 to %d", key.most)
 		if err := f.decode(key.name, key.to, want); err != nil {
