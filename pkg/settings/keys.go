@@ -47,7 +47,7 @@ func Keys() []Key {
 		{"noMasquerade", "a list of address ranges such as 10.0.0.0/8", "destinations outside the cluster that see pods' own addresses", prefixes(func(s *Settings, p []netip.Prefix) { s.Overlay.NoMasquerade = p })},
 		{"logLevel", "debug, info, warn or error", "least level of what is logged", logLevel},
 		{"resync", "a duration, 1s to 24h", "mean time between two comparisons of the whole kernel state", resync},
-		{"listen", "an address and port such as 127.0.0.1:9470", "where /healthz, /readyz and /metrics are served", listen},
+		{"listen", "an address and port such as 127.0.0.1:9447", "where /healthz, /readyz and /metrics are served", listen},
 		{"profiling", "true or false", "serve /debug/pprof beside the metrics", boolean(func(s *Settings, b bool) { s.Profiling = b })},
 		{"cni.binDir", "an absolute path", "directory of CNI plugins, where the runtime looks for them", path(func(s *Settings, p string) { s.CNI.BinDir = p })},
 		{"cni.confDir", "an absolute path", "directory of CNI configurations, where the runtime looks for them", path(func(s *Settings, p string) { s.CNI.ConfDir = p })},

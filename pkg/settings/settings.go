@@ -87,7 +87,7 @@ func Default() Settings {
 		Underlay: Underlay{Family: Auto},
 		LogLevel: slog.LevelInfo,
 		Resync:   time.Minute,
-		Listen:   "127.0.0.1:9470",
+		Listen:   "127.0.0.1:9447",
 		CNI: CNI{
 			BinDir: netconf.BinDir, ConfDir: netconf.ConfDir,
 			Portmap: IfPresent, Bandwidth: IfPresent,

@@ -58,7 +58,7 @@ noMasquerade:
 - fd00::/8
 logLevel: debug
 resync: 5m
-listen: 0.0.0.0:9470
+listen: 0.0.0.0:9447
 profiling: true
 cni:
   binDir: /usr/lib/cni
@@ -81,7 +81,7 @@ func TestFile(t *testing.T) {
 	want.Overlay.NoMasquerade = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
 	want.Underlay = Underlay{Family: IPv6, Interface: s.Underlay.Interface, CIDRs: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}}
 	want.LogLevel, want.Resync = slog.LevelDebug, 5*time.Minute
-	want.Listen, want.Profiling = "0.0.0.0:9470", true
+	want.Listen, want.Profiling = "0.0.0.0:9447", true
 	want.CNI = CNI{BinDir: "/usr/lib/cni", ConfDir: "/var/lib/cni/conf", Portmap: Always, Bandwidth: Never}
 	if d := cmp.Diff(want, s, compareSettings); d != "" {
 		t.Errorf("-want +got:\n%s", d)
