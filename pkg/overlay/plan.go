@@ -58,6 +58,11 @@ func PlanPeer(c Config, self Self, peer Peer) (kernel.State, error) {
 	}
 	sources := firstOfFamily(self.PodCIDRs)
 	for _, cidr := range peer.PodCIDRs {
+		for _, u := range self.Underlay {
+			if cidr.Contains(u.Addr) {
+				return nil, fmt.Errorf("peer %s claims %s, which holds this node's underlay address %s", peer.Name, cidr, u.Addr)
+			}
+		}
 		own, ok := ofFamily(sources, cidr)
 		if !ok {
 			continue
