@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"github.com/weft-cni/weft/test/kubebin"
+	"github.com/weft-cni/weft/test/programs"
 )
 
 const (
@@ -45,7 +45,7 @@ type API struct {
 	cluster   *Cluster
 	dir       string
 	ca        *authority
-	binaries  kubebin.Set
+	binaries  programs.Set
 	forward   net.Listener
 	etcd      *Process
 	apiserver *Process
@@ -58,7 +58,7 @@ func newAPI(ctx context.Context, c *Cluster) (*API, error) {
 		return nil, err
 	}
 	var err error
-	if a.binaries, err = kubebin.Find(ctx, c.opts.Log); err != nil {
+	if a.binaries, err = programs.Find(ctx, c.opts.Log); err != nil {
 		return nil, fmt.Errorf("find kube-apiserver and etcd: %w", err)
 	}
 	if a.ca, err = newAuthority(); err != nil {
@@ -260,7 +260,7 @@ func (a *API) waitReady(ctx context.Context) error {
 }
 
 func (a *API) startGarbageCollector(ctx context.Context) error {
-	path, err := kubebin.GarbageCollector(ctx, a.cluster.opts.Log)
+	path, err := programs.GarbageCollector(ctx, a.cluster.opts.Log)
 	if err != nil {
 		return err
 	}

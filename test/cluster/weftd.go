@@ -21,6 +21,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/weft-cni/weft/pkg/settings"
 )
 
 // The daemon's service account, as manifests/ has it.
@@ -135,11 +137,11 @@ func (d *Weftd) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-// Get reads a path of the daemon's HTTP server: /healthz, /readyz, /metrics.
-// Any status but 200 is an error.
+// Get reads a path of the daemon's HTTP server, at its default address:
+// /healthz, /readyz, /metrics. Any status but 200 is an error.
 func (d *Weftd) Get(ctx context.Context, path string) ([]byte, error) {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: d.node.Dial}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+weftdAddress+path, http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+settings.Default().Listen+path, http.NoBody)
 	if err != nil {
 		return nil, err
 	}
@@ -157,9 +159,6 @@ func (d *Weftd) Get(ctx context.Context, path string) ([]byte, error) {
 	}
 	return body, nil
 }
-
-// weftdAddress is where the daemon serves HTTP by default.
-const weftdAddress = "127.0.0.1:9447"
 
 // Terminate sends SIGTERM and waits for the end, as kubelet does.
 func (d *Weftd) Terminate(ctx context.Context) error {

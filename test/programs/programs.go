@@ -1,6 +1,6 @@
-// Package kubebin finds, downloads or builds the programs of Kubernetes that
-// a test cluster runs.
-package kubebin
+// Package programs finds, downloads or builds the programs of others that a
+// test cluster runs: those of Kubernetes, and the reference CNI plugins.
+package programs
 
 import (
 	"bytes"
@@ -68,15 +68,11 @@ func GarbageCollector(ctx context.Context, log io.Writer) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.New()
-	for _, file := range []string{"go.mod", "garbage-collector/main.go"} {
-		source, err := os.ReadFile(filepath.Join(b.module, file))
-		if err != nil {
-			return "", err
-		}
-		sum.Write(source)
+	sum, err := digest(filepath.Join(b.module, "go.mod"), filepath.Join(b.module, "garbage-collector", "main.go"))
+	if err != nil {
+		return "", err
 	}
-	name := "garbage-collector-" + hex.EncodeToString(sum.Sum(nil))[:12]
+	name := "garbage-collector-" + sum
 	err = b.build(ctx, name, "./garbage-collector", "less than a minute")
 	return filepath.Join(b.cache, name), err
 }
@@ -94,6 +90,38 @@ func Kubectl(ctx context.Context, log io.Writer) (string, error) {
 	return filepath.Join(b.cache, "kubectl"), err
 }
 
+// Plugins gives a directory with the reference CNI plugins that hack/cni
+// names, built where that has changed.
+func Plugins(ctx context.Context, log io.Writer) (string, error) {
+	root, err := moduleRoot()
+	if err != nil {
+		return "", err
+	}
+	b := &builder{module: filepath.Join(root, "hack", "cni"), log: log}
+	if b.cache, err = cacheDir("cni"); err != nil {
+		return "", err
+	}
+	sum, err := digest(filepath.Join(b.module, "go.mod"))
+	if err != nil {
+		return "", err
+	}
+	name := "plugins-" + sum
+	return filepath.Join(b.cache, name), b.build(ctx, name, "tool", "less than a minute")
+}
+
+// digest names the contents of files.
+func digest(files ...string) (string, error) {
+	sum := sha256.New()
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		sum.Write(data)
+	}
+	return hex.EncodeToString(sum.Sum(nil))[:12], nil
+}
+
 func setIn(dir string) Set {
 	return Set{APIServer: filepath.Join(dir, "kube-apiserver"), Etcd: filepath.Join(dir, "etcd")}
 }
@@ -104,10 +132,10 @@ func (s Set) check() error {
 	return errors.Join(apiServer, etcd)
 }
 
-// builder builds programs of the module hack/kube into a cache.
+// builder builds programs of a module into a cache.
 type builder struct {
 	module  string // its directory
-	version string // of Kubernetes: v1.37.1
+	version string // of Kubernetes: v1.37.1; empty for another module
 	cache   string
 	log     io.Writer
 }
@@ -129,12 +157,16 @@ func newBuilder(log io.Writer) (*builder, error) {
 		return nil, fmt.Errorf("%s/go.mod has no line %q", b.module, "require k8s.io/kubernetes vX.Y.Z")
 	}
 	b.version = string(version[1])
+	b.cache, err = cacheDir("kube-" + b.version)
+	return b, err
+}
+
+func cacheDir(name string) (string, error) {
 	caches, err := os.UserCacheDir()
 	if err != nil {
-		return nil, fmt.Errorf("find a directory for built programs: %w", err)
+		return "", fmt.Errorf("find a directory for built programs: %w", err)
 	}
-	b.cache = filepath.Join(caches, "weft", "kube-"+b.version)
-	return b, nil
+	return filepath.Join(caches, "weft", name), nil
 }
 
 // moduleRoot is the directory of the product's go.mod, at or above the working
@@ -157,7 +189,8 @@ func moduleRoot() (string, error) {
 	}
 }
 
-// build makes cache/name from a package, where it isn't there.
+// build makes cache/name from a package, or from the module's tools a directory
+// of that name, where it isn't there.
 func (b *builder) build(ctx context.Context, name, pkg, duration string) error {
 	path := filepath.Join(b.cache, name)
 	if _, err := os.Stat(path); err == nil {
@@ -174,12 +207,19 @@ func (b *builder) build(ctx context.Context, name, pkg, duration string) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil // another process has built it meanwhile
 	}
-	fmt.Fprintf(b.log, "building %s %s once, %s; kept in %s\n", name, b.version, duration, b.cache)
+	fmt.Fprintf(b.log, "building %s once, %s; kept in %s\n", b.title(name), duration, b.cache)
 	stop := b.progress(name)
 	defer stop()
 	made := filepath.Join(b.cache, "."+name)
+	if err := os.RemoveAll(made); err != nil { // of a build that was cut off
+		return err
+	}
+	output := made
+	if pkg == "tool" {
+		output += "/"
+	}
 	args := append([]string{"build"}, buildFlags...)
-	args = append(args, "-ldflags", b.ldflags(), "-o", made, pkg)
+	args = append(args, "-ldflags", b.ldflags(), "-o", output, pkg)
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = b.module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-buildvcs=false")
@@ -189,9 +229,19 @@ func (b *builder) build(ctx context.Context, name, pkg, duration string) error {
 	return os.Rename(made, path)
 }
 
-// ldflags gives the programs the version of the module they are built from; an
-// API server without one refuses its clients' feature gates.
+func (b *builder) title(name string) string {
+	if b.version == "" {
+		return name
+	}
+	return name + " " + b.version
+}
+
+// ldflags gives the programs of Kubernetes the version of their module, which
+// an API server needs for its feature gates.
 func (b *builder) ldflags() string {
+	if b.version == "" {
+		return "-s -w"
+	}
 	var major, minor, patch int
 	if _, err := fmt.Sscanf(b.version, "v%d.%d.%d", &major, &minor, &patch); err != nil {
 		panic(fmt.Sprintf("version of Kubernetes %q: %v", b.version, err)) // go.mod's own check lets none through
@@ -221,7 +271,7 @@ func (b *builder) lock(ctx context.Context) (unlock func(), err error) {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
 		}
 		if !told {
-			fmt.Fprintf(b.log, "waiting for another process that builds programs of Kubernetes %s\n", b.version)
+			fmt.Fprintf(b.log, "waiting for another process that builds into %s\n", b.cache)
 		}
 		select {
 		case <-ctx.Done():
