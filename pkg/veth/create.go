@@ -64,9 +64,17 @@ func Create(pod *Netns, p Pair) error {
 		return err
 	}
 	if err := p.configure(&hostEnd, &podEnd); err != nil {
-		return errors.Join(err, remove(host, p.HostLink))
+		return errors.Join(err, p.undo(host, inPod))
 	}
 	return nil
+}
+
+func (p Pair) undo(host, inPod *netlink.Handle) error {
+	err := remove(host, p.HostLink)
+	if !p.DefaultRoute {
+		err = errors.Join(err, removeRules(inPod, p.Addrs))
+	}
+	return err
 }
 
 // add makes both ends in one message, each in its namespace, under its name,

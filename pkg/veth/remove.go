@@ -41,6 +41,20 @@ func remove(host *netlink.Handle, name string) error {
 	return nil
 }
 
+// Exists reports whether the node has a link of that name.
+func Exists(hostLink string) (bool, error) {
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return false, fmt.Errorf("netlink: %w", err)
+	}
+	defer host.Close()
+	_, err = host.LinkByName(hostLink)
+	if isNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // RemoveRules deletes the routing rules that a pair of addrs without a
 // default route has in the pod. They are the only part of a pair that doesn't
 // go with its links.
@@ -50,6 +64,10 @@ func RemoveRules(pod *Netns, addrs []netip.Addr) error {
 		return err
 	}
 	defer h.Close()
+	return removeRules(h, addrs)
+}
+
+func removeRules(h *netlink.Handle, addrs []netip.Addr) error {
 	var errs []error
 	for _, a := range addrs {
 		rule := Rule{From: a}.netlink()
