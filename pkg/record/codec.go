@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/weft-cni/weft/pkg/netconf"
 )
@@ -19,16 +21,6 @@ const tempPrefix = "."
 // so no two attachments share one.
 func fileName(containerID, ifName string) string { return containerID + ":" + ifName }
 
-func validNames(containerID, ifName string) error {
-	if !netconf.IsName(containerID) {
-		return fmt.Errorf("containerID is %q; accepted: a container ID", containerID)
-	}
-	if !netconf.IsLinkName(ifName) {
-		return fmt.Errorf("ifName is %q; accepted: the name of an interface", ifName)
-	}
-	return nil
-}
-
 func encode(a Attachment) ([]byte, error) {
 	a.Version = Version
 	if err := a.validate(); err != nil {
@@ -38,19 +30,45 @@ func encode(a Attachment) ([]byte, error) {
 	return append(data, '\n'), err
 }
 
-// decode reads a record and validates it. Of a newer version it reads nothing:
+// decode reads a record and validates it. Of another version it reads nothing:
 // what that has to undo is unknown here.
 func decode(data []byte) (Attachment, error) {
-	var v struct{ Version int }
-	if err := json.Unmarshal(data, &v); err != nil {
-		return Attachment{}, err
-	}
-	if v.Version != Version {
-		return Attachment{}, fmt.Errorf("version is %d; accepted: %d", v.Version, Version)
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(data, &keys); err != nil || keys == nil {
+		return Attachment{}, fmt.Errorf("not a JSON object: %.80q", data)
 	}
 	var a Attachment
-	if err := json.Unmarshal(data, &a); err != nil {
-		return Attachment{}, err
+	for _, f := range []struct {
+		key, want string
+		to        any
+	}{
+		{"version", wantVersion, &a.Version},
+		{"containerID", "a container ID", &a.ContainerID},
+		{"ifName", wantLink, &a.IfName},
+		{"network", "the name of a network", &a.Network},
+		{"netns", "the path of a network namespace", &a.Netns},
+		{"mode", "a mode", &a.Mode},
+		{"podNamespace", "a name", &a.PodNamespace},
+		{"podName", "a name", &a.PodName},
+		{"podUID", "a UID", &a.PodUID},
+		{"hostLink", wantLink, &a.HostLink},
+		{"podMAC", "an Ethernet address", &a.PodMAC},
+		{"mtu", "a number of bytes", &a.MTU},
+		{"addrs", wantAddrs, &a.Addrs},
+		{"routes", wantRoutes, &a.Routes},
+		{"ipam", "the type of an IPAM plugin", &a.IPAM},
+		{"config", "a network configuration", &a.Config},
+		{"args", "CNI_ARGS", &a.Args},
+		{"created", "a time (RFC 3339)", &a.Created},
+		{"bootID", "a boot ID", &a.BootID},
+	} {
+		raw, ok := keys[f.key]
+		if ok && json.Unmarshal(raw, f.to) != nil {
+			return Attachment{}, fault(f.key, string(raw), f.want)
+		}
+		if f.key == "version" && a.Version != Version {
+			return Attachment{}, fault(f.key, strconv.Itoa(a.Version), wantVersion)
+		}
 	}
 	if err := a.validate(); err != nil {
 		return Attachment{}, err
@@ -58,33 +76,56 @@ func decode(data []byte) (Attachment, error) {
 	return a, nil
 }
 
+const (
+	wantVersion = "1"
+	wantLink    = "the name of an interface"
+	wantAddrs   = "IP addresses without a zone, none of them twice"
+	wantRoutes  = "routes with a destination"
+)
+
+func fault(key, value, want string) error {
+	return fmt.Errorf("%s is %s; accepted: %s", key, value, want)
+}
+
+func validNames(containerID, ifName string) error {
+	if !netconf.IsName(containerID) {
+		return fault("containerID", strconv.Quote(containerID), "a container ID")
+	}
+	if !netconf.IsLinkName(ifName) {
+		return fault("ifName", strconv.Quote(ifName), wantLink)
+	}
+	return nil
+}
+
 // validate checks what code that acts on a record takes for granted.
 func (a Attachment) validate() error {
 	if err := validNames(a.ContainerID, a.IfName); err != nil {
 		return err
 	}
-	bad := func(key string, value any, want string) error {
-		return fmt.Errorf("%s is %q; accepted: %s", key, fmt.Sprint(value), want)
-	}
 	switch {
 	case !netconf.IsName(a.Network):
-		return bad("network", a.Network, "the name of a network")
+		return fault("network", strconv.Quote(a.Network), "the name of a network")
 	case !filepath.IsAbs(a.Netns):
-		return bad("netns", a.Netns, "the absolute path of a network namespace")
+		return fault("netns", strconv.Quote(a.Netns), "the absolute path of a network namespace")
 	case a.Mode == "":
-		return bad("mode", a.Mode, "the mode of an attachment")
+		return fault("mode", strconv.Quote(a.Mode), "a mode")
 	case a.HostLink != "" && !netconf.IsLinkName(a.HostLink):
-		return bad("hostLink", a.HostLink, "the name of an interface")
+		return fault("hostLink", strconv.Quote(a.HostLink), wantLink)
 	case a.MTU < 0:
-		return bad("mtu", a.MTU, "0 or more bytes")
+		return fault("mtu", strconv.Itoa(a.MTU), "a number of bytes")
 	case a.IPAM == "":
-		return bad("ipam", a.IPAM, "the type of an IPAM plugin")
+		return fault("ipam", strconv.Quote(a.IPAM), "the type of an IPAM plugin")
 	case a.BootID == "":
-		return bad("bootID", a.BootID, "a boot ID")
+		return fault("bootID", strconv.Quote(a.BootID), "a boot ID")
 	}
 	for i, addr := range a.Addrs {
 		if !addr.IsValid() || addr.Zone() != "" || slices.Contains(a.Addrs[:i], addr) {
-			return bad("addrs", a.Addrs, "addresses that differ")
+			return fault("addrs", fmt.Sprint(a.Addrs), wantAddrs)
+		}
+	}
+	for i, r := range a.Routes {
+		if !r.Dst.IsValid() {
+			return fault(fmt.Sprintf("routes[%d].dst", i), strconv.Quote(""), wantRoutes)
 		}
 	}
 	return nil
@@ -94,10 +135,13 @@ func (a Attachment) validate() error {
 // *CorruptError.
 func read(path string) (Attachment, error) {
 	data, err := os.ReadFile(path)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return Attachment{}, fmt.Errorf("record: %w", err)
 	}
-	a, err := decode(data)
+	var a Attachment
+	if err == nil {
+		a, err = decode(data)
+	}
 	if err == nil && fileName(a.ContainerID, a.IfName) != filepath.Base(path) {
 		err = fmt.Errorf("holds attachment %s/%s, not that of its name", a.ContainerID, a.IfName)
 	}
