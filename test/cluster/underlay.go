@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"maps"
 	"net"
 	"net/netip"
@@ -135,7 +136,10 @@ func setSysctl(name, value string) error {
 
 // NIC is a node's interface to the underlay.
 type NIC struct {
-	Name  string         // NICName where empty
+	Name string // NICName where empty
+	// MAC is made of the node's number and Name where nil, so that a card that
+	// is taken out and put back is the same.
+	MAC   net.HardwareAddr
 	MTU   int            // bytes; the kernel's default where 0
 	Addrs []netip.Prefix // with the subnet's length
 	// Gateways are the next hops of the default routes, one a family at most.
@@ -147,6 +151,9 @@ func (n *Node) PlugIn(nic NIC) error {
 	if nic.Name == "" {
 		nic.Name = NICName
 	}
+	if nic.MAC == nil {
+		nic.MAC = net.HardwareAddr{0x02, 0x57, 0xef, 0x70, byte(n.number), byte(crc32.ChecksumIEEE([]byte(nic.Name)))}
+	}
 	port := n.Name + "-" + nic.Name
 	err := n.cluster.sw.do(func() error {
 		bridge, err := netlink.LinkByName(bridgeName)
@@ -156,10 +163,11 @@ func (n *Node) PlugIn(nic NIC) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.MasterIndex = port, nic.MTU, bridge.Attrs().Index
 		return addLink(&netlink.Veth{
-			LinkAttrs:     attrs,
-			PeerName:      nic.Name,
-			PeerMTU:       uint32(nic.MTU),
-			PeerNamespace: netlink.NsFd(int(n.space.net.Fd())),
+			LinkAttrs:        attrs,
+			PeerName:         nic.Name,
+			PeerHardwareAddr: nic.MAC,
+			PeerMTU:          uint32(nic.MTU),
+			PeerNamespace:    netlink.NsFd(int(n.space.net.Fd())),
 		}, nil)
 	})
 	if err != nil {
