@@ -139,6 +139,8 @@ type Place interface {
 	// Do runs f on a thread that is in the place's namespaces, and ends that
 	// thread. Sockets and files that f opens belong to the place.
 	Do(f func() error) error
+
+	namespaces() *space
 }
 
 // Do implements Place.

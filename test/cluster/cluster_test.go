@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -140,6 +141,21 @@ func bootID(t *testing.T, n *cluster.Node) string {
 		t.Fatal(err)
 	}
 	return string(id)
+}
+
+func TestScriptsEnterAPlace(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Nodes: 1, NoAPI: true})
+	n := c.Node(1)
+	if err := n.WriteFile("/run/here", []byte("n1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	script, err := c.EnterScript(n, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(script, "cat", "/run/here").CombinedOutput(); string(out) != "n1" || err != nil {
+		t.Errorf("%s: %v", out, err)
+	}
 }
 
 func TestTheUnderlayCanBeChanged(t *testing.T) {

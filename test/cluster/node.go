@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -53,7 +52,7 @@ func (c *Cluster) AddNode(ctx context.Context) (*Node, error) {
 		Name:    name,
 		cluster: c,
 		number:  number,
-		disk:    filepath.Join(c.dir, name),
+		disk:    filepath.Join(c.dir, "nodes", name),
 		pods:    map[string]*Pod{},
 		ports:   map[string]bool{},
 		PodCIDRs: c.opts.Families.of(
@@ -86,9 +85,6 @@ func (n *Node) boot() error {
 		return linkUp("lo")
 	})
 	if err != nil {
-		return err
-	}
-	if err := n.writeEnterScript(); err != nil {
 		return err
 	}
 	return n.PlugIn(n.DefaultNIC())
@@ -234,30 +230,4 @@ func (n *Node) Unregister(ctx context.Context) error {
 		return fmt.Errorf("delete node %s: %w", n.Name, err)
 	}
 	return nil
-}
-
-// EnterScript is the path of a shell script that runs its arguments, or a
-// shell, in the node, for as long as this process lives.
-func (n *Node) EnterScript() string { return filepath.Join(n.cluster.dir, "enter-"+n.Name) }
-
-func (n *Node) writeEnterScript() error {
-	return writeNsenter(n.EnterScript(), n.space, `"${@:-${SHELL:-/bin/sh}}"`)
-}
-
-// writeNsenter writes a script that runs command in s by nsenter(1), which
-// finds the namespaces among this process's open files.
-func writeNsenter(path string, s *space, command string) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "#!/bin/bash\nexec nsenter --net=/proc/%d/fd/%d", os.Getpid(), s.net.Fd())
-	if s.mnt != nil {
-		fmt.Fprintf(&b, " --mount=/proc/%d/fd/%d", os.Getpid(), s.mnt.Fd())
-	}
-	if Unprivileged() {
-		fmt.Fprintf(&b, " --user=/proc/%d/ns/user --preserve-credentials", os.Getpid())
-	}
-	_, err := io.WriteString(&b, " -- "+command+"\n")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, []byte(b.String()), 0o700) //nolint:gosec // a script
 }
