@@ -10,47 +10,43 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/test/cluster"
 )
 
-// A plugin is a CNI plugin under test on a node of its own: a network
-// namespace that only its attachments are in.
+// A plugin is a CNI plugin under test on a node of its own, where nothing
+// else runs.
 type plugin struct {
 	name   string
 	binary string
 	path   string // CNI_PATH
-	config []byte
-	node   *space
-}
-
-// A pod is a namespace to attach, by a container ID.
-type pod struct {
-	id    string
-	netns *space
+	config string
+	node   *cluster.Node
 }
 
 // run executes the plugin once, as a runtime does, and gives the time from
 // its start to its end.
-func (p *plugin) run(ctx context.Context, command string, at pod) (time.Duration, error) {
+func (p *plugin) run(ctx context.Context, command string, at *cluster.Pod) (time.Duration, error) {
 	var took time.Duration
-	err := p.node.do(func() error {
+	err := p.node.Do(func() error {
 		cmd := exec.CommandContext(ctx, p.binary)
 		cmd.Env = []string{
-			"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + at.id, "CNI_NETNS=" + at.netns.path(),
+			"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + at.ContainerID, "CNI_NETNS=" + at.Netns,
 			"CNI_IFNAME=eth0", "CNI_PATH=" + p.path, "PATH=" + os.Getenv("PATH"),
 		}
-		cmd.Stdin = bytes.NewReader(p.config)
+		cmd.Stdin = strings.NewReader(p.config)
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		start := time.Now()
 		err := cmd.Run()
 		took = time.Since(start)
 		if err != nil {
-			return fmt.Errorf("%s %s %s: %w: %s%s", p.name, command, at.id, err, stdout.Bytes(), stderr.Bytes())
+			return fmt.Errorf("%s %s %s: %w: %s%s", p.name, command, at.Name, err, stdout.Bytes(), stderr.Bytes())
 		}
 		return nil
 	})
@@ -60,7 +56,6 @@ func (p *plugin) run(ctx context.Context, command string, at pod) (time.Duration
 // attachBench compares ADD and DEL with those of bridge and host-local.
 type attachBench struct {
 	bin     string // our binaries, with the reference plugins in cni/
-	dir     string
 	rounds  int
 	sizes   []int // attachments on the node, the measured one included
 	atOnce  int   // concurrent ADDs
@@ -68,18 +63,24 @@ type attachBench struct {
 }
 
 func (b attachBench) run(ctx context.Context, r *report) error {
-	ours, theirs, err := b.plugins()
+	c, err := cluster.Start(ctx, cluster.Options{Nodes: 2, NoAPI: true, Families: cluster.IPv4Only})
 	if err != nil {
 		return err
 	}
-	defer ours.node.close()
-	defer theirs.node.close()
-	var present []pod // on both nodes together
-	defer func() { closeAll(present) }()
+	defer c.Close()
+	ours, theirs, err := b.plugins(c.Node(1), c.Node(2))
+	if err != nil {
+		return err
+	}
+	present := 0
 	for _, size := range b.sizes {
 		r.progress("ADD and DEL with %d on the node", size)
-		if present, err = b.fill(ctx, present, size-1, ours, theirs); err != nil {
-			return err
+		for ; present < size-1; present++ {
+			for _, p := range []*plugin{ours, theirs} {
+				if err := p.fill(ctx, present); err != nil {
+					return err
+				}
+			}
 		}
 		if err := b.compare(ctx, r, size, ours, theirs); err != nil {
 			return err
@@ -93,69 +94,57 @@ func (b attachBench) run(ctx context.Context, r *report) error {
 	return nil
 }
 
-// plugins sets up both nodes: a range of 4,094 addresses and a gateway each.
-func (b attachBench) plugins() (ours, theirs *plugin, err error) {
-	ours = &plugin{name: "weft", binary: filepath.Join(b.bin, "weft"), path: b.bin, config: fmt.Appendf(nil,
-		`{"cniVersion": "1.1.0", "name": "weft", "type": "weft", "runDir": %q, "dataDir": %q}`,
-		filepath.Join(b.dir, "run"), filepath.Join(b.dir, "data"))}
+// plugins sets both up: a range of 4,094 addresses and a gateway each.
+func (b attachBench) plugins(first, second *cluster.Node) (ours, theirs *plugin, err error) {
+	ours = &plugin{name: "weft", node: first, binary: filepath.Join(b.bin, "weft"), path: b.bin, config: `
+		{"cniVersion": "1.1.0", "name": "weft", "type": "weft"}`}
 	reference := filepath.Join(b.bin, "cni")
-	theirs = &plugin{name: "bridge", binary: filepath.Join(reference, "bridge"), path: reference, config: fmt.Appendf(nil,
-		`{"cniVersion": "1.1.0", "name": "reference", "type": "bridge", "bridge": "cni0", "isGateway": true,
-		  "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.245.0.0/20"}]],
-		           "routes": [{"dst": "0.0.0.0/0"}]}}`,
-		filepath.Join(b.dir, "host-local"))}
-	for _, p := range []*plugin{ours, theirs} {
-		if p.node, err = newSpace(); err != nil {
-			return nil, nil, err
-		}
-	}
-	return ours, theirs, writeNode(filepath.Join(b.dir, "run"), netip.MustParsePrefix("10.244.0.0/20"))
+	theirs = &plugin{name: "bridge", node: second, binary: filepath.Join(reference, "bridge"), path: reference, config: `
+		{"cniVersion": "1.1.0", "name": "reference", "type": "bridge", "bridge": "cni0", "isGateway": true,
+		 "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.245.0.0/20"}]], "routes": [{"dst": "0.0.0.0/0"}]}}`}
+	return ours, theirs, writeNode(first, netip.MustParsePrefix("10.244.0.0/20"))
 }
 
 // writeNode writes what weftd tells the plugin of its node.
-func writeNode(dir string, cidrs ...netip.Prefix) error {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+func writeNode(n *cluster.Node, cidrs ...netip.Prefix) error {
+	boot, err := n.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return err
 	}
-	if err = os.Mkdir(dir, 0o755); err != nil {
-		return err
-	}
 	data, err := json.Marshal(netconf.Node{
-		Name: "bench", BootID: string(bytes.TrimSpace(boot)), PodCIDRs: cidrs, MTU: 1450,
+		Name: n.Name, BootID: string(bytes.TrimSpace(boot)), PodCIDRs: cidrs, MTU: 1450,
 	})
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, netconf.NodeFile), data, 0o644)
+	return n.WriteFile(filepath.Join(netconf.RunDir, netconf.NodeFile), data, 0o644)
 }
 
-// fill attaches pods until each plugin has size on its node.
-func (b attachBench) fill(ctx context.Context, present []pod, size int, plugins ...*plugin) ([]pod, error) {
-	for len(present) < size*len(plugins) {
-		p := plugins[len(present)%len(plugins)]
-		at, err := newPod(fmt.Sprintf("%s-fill-%d", p.name, len(present)))
-		if err != nil {
-			return present, err
-		}
-		present = append(present, at)
-		if _, err := p.run(ctx, netconf.Add, at); err != nil {
-			return present, err
-		}
+// fill attaches one more pod, to stay.
+func (p *plugin) fill(ctx context.Context, number int) error {
+	at, err := p.pod("fill", number)
+	if err != nil {
+		return err
 	}
-	return present, nil
+	_, err = p.run(ctx, netconf.Add, at)
+	return err
+}
+
+// pod makes the namespace of a pod.
+func (p *plugin) pod(what string, number int) (*cluster.Pod, error) {
+	return p.node.NewPod(fmt.Sprintf("%s-%d", what, number), cluster.PodOptions{})
 }
 
 // compare measures single ADDs and DELs in turns. Namespaces are made before
 // and dropped after all of it, since the kernel's own work on them would be
 // measured along.
-func (b attachBench) compare(ctx context.Context, r *report, size int, ours, theirs *plugin) error {
-	var pods []pod
-	defer func() { closeAll(pods) }()
+func (b attachBench) compare(ctx context.Context, r *report, size int, ours, theirs *plugin) (err error) {
+	var pods []*cluster.Pod
+	defer func() { err = errors.Join(err, destroyAll(pods)) }()
 	var adds, dels [2][]time.Duration
 	for round := range b.rounds {
 		for i, p := range []*plugin{ours, theirs} {
-			at, err := newPod(fmt.Sprintf("%s-%d-%d", p.name, size, round))
+			at, err := p.pod("measured", round)
 			if err != nil {
 				return err
 			}
@@ -187,9 +176,9 @@ func (b attachBench) compare(ctx context.Context, r *report, size int, ours, the
 func (b attachBench) compareAtOnce(ctx context.Context, r *report, ours, theirs *plugin) error {
 	r.progress("%d ADDs at once", b.atOnce)
 	var totals [2][]time.Duration
-	for repeat := range b.repeats {
+	for range b.repeats {
 		for i, p := range []*plugin{ours, theirs} {
-			total, err := b.addAtOnce(ctx, p, repeat)
+			total, err := b.addAtOnce(ctx, p)
 			if err != nil {
 				return err
 			}
@@ -202,25 +191,24 @@ func (b attachBench) compareAtOnce(ctx context.Context, r *report, ours, theirs 
 	return nil
 }
 
-func (b attachBench) addAtOnce(ctx context.Context, p *plugin, repeat int) (time.Duration, error) {
-	pods := make([]pod, b.atOnce)
+func (b attachBench) addAtOnce(ctx context.Context, p *plugin) (total time.Duration, err error) {
+	pods := make([]*cluster.Pod, b.atOnce)
 	for i := range pods {
-		var err error
-		if pods[i], err = newPod(fmt.Sprintf("%s-at-once-%d-%d", p.name, repeat, i)); err != nil {
+		if pods[i], err = p.pod("at-once", i); err != nil {
 			return 0, err
 		}
 	}
-	defer closeAll(pods)
+	defer func() { err = errors.Join(err, destroyAll(pods)) }()
 	var adds errgroup.Group
 	start := time.Now()
 	for _, at := range pods {
 		adds.Go(func() error {
-			_, err := p.run(ctx, netconf.Add, at)
-			return err
+			_, e := p.run(ctx, netconf.Add, at)
+			return e
 		})
 	}
-	err := adds.Wait()
-	total := time.Since(start)
+	err = adds.Wait()
+	total = time.Since(start)
 	for _, at := range pods {
 		_, e := p.run(ctx, netconf.Del, at)
 		err = errors.Join(err, e)
@@ -228,15 +216,10 @@ func (b attachBench) addAtOnce(ctx context.Context, p *plugin, repeat int) (time
 	return total, err
 }
 
-func newPod(id string) (pod, error) {
-	ns, err := newSpace()
-	return pod{id: id, netns: ns}, err
-}
-
-func closeAll(pods []pod) {
+func destroyAll(pods []*cluster.Pod) error {
+	var errs []error
 	for _, p := range pods {
-		if p.netns != nil {
-			p.netns.close()
-		}
+		errs = append(errs, p.DestroyNetns())
 	}
+	return errors.Join(errs...)
 }

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -46,14 +45,14 @@ type group struct {
 
 func groupNames() []string {
 	var names []string
-	for _, g := range groups(options{}, "") {
+	for _, g := range groups(options{}) {
 		names = append(names, g.name)
 	}
 	return names
 }
 
-func groups(o options, dir string) []group {
-	attach := attachBench{bin: o.bin, dir: dir, rounds: 41, sizes: []int{1, 250, 1000}, atOnce: 100, repeats: 5}
+func groups(o options) []group {
+	attach := attachBench{bin: o.bin, rounds: 41, sizes: []int{1, 250, 1000}, atOnce: 100, repeats: 5}
 	start := startBench{bin: o.bin, rounds: 101}
 	full := syncBench{peers: 4999, rounds: 7}
 	path := pathBench{manifests: o.manifests, rounds: 9, stream: 3 * time.Second, pings: 20000}
@@ -77,7 +76,7 @@ func groups(o options, dir string) []group {
 	}
 }
 
-func run(ctx context.Context, o options) (err error) {
+func run(ctx context.Context, o options) error {
 	only, err := regexp.Compile(o.only)
 	if err != nil {
 		return fmt.Errorf("-run: %w", err)
@@ -88,14 +87,8 @@ func run(ctx context.Context, o options) (err error) {
 	if err = os.Setenv(cluster.BinDirEnv, o.bin); err != nil {
 		return err
 	}
-	// Not below /tmp, which may be in memory: plugins that call fsync pay.
-	dir, err := os.MkdirTemp(o.bin, "bench-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	r := newReport(os.Stdout)
-	for _, g := range groups(o, dir) {
+	for _, g := range groups(o) {
 		if !only.MatchString(g.name) {
 			continue
 		}

@@ -33,11 +33,6 @@ func newSpace() (*space, error) {
 	return &space{file: file}, nil
 }
 
-// path is where other processes find the namespace.
-func (n *space) path() string {
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd())
-}
-
 // do runs f on a thread in the namespace. Processes that f starts are in it
 // as well.
 func (n *space) do(f func() error) error {
