@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/kernel/rtnl"
+	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/settings"
+)
+
+// daemon is what the flags say.
+type daemon struct {
+	kubeconfig, node, installFrom string
+	once, plan                    bool
+	settings                      settingsFlags
+}
+
+func (d *daemon) run(ctx context.Context, out io.Writer) error {
+	switch {
+	case d.plan && !d.once:
+		return errors.New("flag --plan is set without --once; accepted: both")
+	case d.node == "":
+		return errNoNodeName
+	}
+	s, err := d.settings.read()
+	if err != nil {
+		return err
+	}
+	log := newLogger(s.LogLevel)
+	api, err := d.restConfig()
+	if err != nil {
+		return err
+	}
+	boot, err := netconf.BootID(netconf.BootIDFile)
+	if err != nil {
+		return err
+	}
+	handle, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer handle.Close() //nolint:errcheck // the process ends
+	a, err := agent.New(agent.Options{
+		Node: d.node, Settings: s, API: api, Kernel: handle, Log: log, Version: version,
+		InstallFrom: d.installFrom, RunDir: netconf.RunDir, BootID: boot,
+	})
+	if err != nil {
+		return err
+	}
+	log.Info("weftd starts", "version", version, "node", d.node)
+	switch {
+	case d.plan:
+		return a.Plan(ctx, out)
+	case d.once:
+		return a.Once(ctx)
+	}
+	if err := a.Run(ctx); err != nil {
+		return err
+	}
+	log.Info("weftd ends; the kernel stays as it is")
+	return nil
+}
+
+func (d *daemon) restConfig() (*rest.Config, error) {
+	c, err := clientcmd.BuildConfigFromFlags("", d.kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("API server: %w", err)
+	}
+	c.UserAgent = "weftd/" + version
+	return c, nil
+}
+
+// newLogger logs to standard error, and client-go's logs with it.
+func newLogger(level slog.Level) *slog.Logger {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	klog.SetSlogLogger(log.With("from", "client-go"))
+	return log
+}
+
+func cleanupCommand(d *daemon) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove from this node everything that Weft made",
+		Long: `Remove from this node everything that Weft made: the network configuration,
+links, routes and nftables table, records and, where no pod needs it any more,
+the plugin. Pods on the cluster network lose it. The daemon must not run.`,
+		Args: cobra.NoArgs,
+	}
+	var s settingsFlags
+	s.addTo(c.Flags())
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		parsed, err := s.read()
+		if err != nil {
+			return err
+		}
+		handle, err := rtnl.Open()
+		if err != nil {
+			return err
+		}
+		defer handle.Close() //nolint:errcheck // the process ends
+		return agent.Cleanup(handle, agent.Places{
+			CNI: parsed.CNI, RunDir: netconf.RunDir, DataDir: netconf.DataDir,
+		}, c.OutOrStdout())
+	}
+	return c
+}
+
+// flagSet is what settingsFlags needs of pflag.
+type flagSet interface {
+	StringVar(p *string, name, value, usage string)
+	Var(value pflag.Value, name, usage string)
+}
+
+// settingFlag notes a setting that a flag gives. settings.Parse judges it,
+// together with all others.
+type settingFlag struct {
+	key string
+	to  *[]settings.Flag
+}
+
+func (f *settingFlag) Set(value string) error {
+	*f.to = append(*f.to, settings.Flag{Key: f.key, Value: value})
+	return nil
+}
+
+func (f *settingFlag) String() string { return "" }
+
+// Type names the value in the usage text.
+func (f *settingFlag) Type() string { return "value" }

@@ -1,0 +1,235 @@
+// Package agent is the node daemon: it watches the cluster's VTEPs and its own
+// Node, keeps the kernel as overlay plans it, and publishes this node's VTEP.
+//
+// Data flows one way. Watches of the API and of the kernel put what changed
+// into an inbox; one goroutine, the runner, takes it from there, plans, reads
+// the kernel, and applies the difference. The API is written by goroutines of
+// their own (publisher, recorder): nothing between a peer's change and the
+// kernel waits for it.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/weft-cni/weft/api/v1alpha1"
+	weft "github.com/weft-cni/weft/pkg/client/versioned/typed/api/v1alpha1"
+	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/pkg/settings"
+)
+
+// Options say what an agent works with.
+type Options struct {
+	Node     string // its name
+	Settings settings.Settings
+	API      *rest.Config
+	Kernel   Kernel
+	Log      *slog.Logger
+	Version  string // of the daemon
+	// InstallFrom is the directory that holds the CNI plugin to install; empty
+	// installs none.
+	InstallFrom string
+	// RunDir is where the plugin looks for the node file.
+	RunDir string
+	// BootID is that of the present boot.
+	BootID string
+}
+
+// Agent is the daemon of one node.
+type Agent struct {
+	Options
+	core      rest.Interface
+	vteps     weft.VTEPInterface
+	metrics   *metrics
+	runner    *runner
+	publisher *publisher
+	recorder  *recorder
+	versions  *versions
+}
+
+// New makes an agent. It talks to nobody yet.
+func New(o Options) (*Agent, error) {
+	a := &Agent{Options: o, metrics: newMetrics(o.Version), versions: &versions{dir: o.Settings.CNI.BinDir}}
+	var err error
+	if a.core, a.vteps, err = clients(o.API); err != nil {
+		return nil, err
+	}
+	a.publisher = newPublisher(a.vteps, o.Log, a.metrics)
+	a.recorder = newRecorder(a.core, o.Node, o.Log)
+	a.runner = newRunner(o.Kernel, o.Settings, o.Log, a.metrics)
+	a.metrics.entries(a.runner.plan)
+	return a, nil
+}
+
+// clients makes clients for Nodes and Events, and for VTEPs. They are narrow:
+// a client of all of Kubernetes' APIs costs some 20 MiB of memory.
+func clients(c *rest.Config) (rest.Interface, weft.VTEPInterface, error) {
+	c = rest.CopyConfig(c)
+	c.QPS, c.Burst = 20, 40
+	http, err := rest.HTTPClientFor(c)
+	if err != nil {
+		return nil, nil, fmt.Errorf("API client: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		return nil, nil, fmt.Errorf("API client: %w", err)
+	}
+	core := rest.CopyConfig(c)
+	core.GroupVersion, core.APIPath = &schema.GroupVersion{Version: "v1"}, "/api"
+	core.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	core.ContentType = runtime.ContentTypeProtobuf
+	coreClient, err := rest.RESTClientForConfigAndClient(core, http)
+	if err != nil {
+		return nil, nil, fmt.Errorf("API client: %w", err)
+	}
+	weftClient, err := weft.NewForConfigAndClient(c, http)
+	if err != nil {
+		return nil, nil, fmt.Errorf("API client: %w", err)
+	}
+	return coreClient, weftClient.VTEPs(), nil
+}
+
+// Run is the daemon's life, until ctx ends. The kernel and the files stay as
+// they are then, and so does the traffic.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.installPlugin(); err != nil {
+		return err
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.Settings.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	a.runner.report = a.recorder.report
+	a.runner.announce = func(n Node, self overlay.Self) error { return a.announce(ctx, n, self) }
+	var group sync.WaitGroup
+	group.Go(func() { cancel(serve(ctx, l, handler(a.runner.ready, a.metrics, a.Settings.Profiling))) })
+	group.Go(func() { a.recorder.run(ctx) })
+	group.Go(func() { a.publisher.run(ctx) })
+	group.Go(func() { a.watchKernel(ctx) })
+	a.watchAPI(ctx, &group)
+	a.runner.run(ctx)
+	group.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// watchAPI leads the API's objects to the runner and the publisher.
+func (a *Agent) watchAPI(ctx context.Context, group *sync.WaitGroup) {
+	nodes := nodeStore(a.Node, func(n Node, err error) {
+		if err != nil {
+			a.Log.Warn("the Node is malformed; what was known of it stays", "err", err)
+			return
+		}
+		if n.UID == "" {
+			a.publisher.publish(nil) // a VTEP without owner would not last
+		}
+		a.runner.inbox.node(n)
+	})
+	own := fields.OneTermEqualSelector(metav1.ObjectNameField, a.Node)
+	group.Go(func() {
+		follow(ctx, "nodes", cache.NewListWatchFromClient(a.core, "nodes", "", own), &corev1.Node{}, nodes, a.metrics)
+	})
+	group.Go(func() {
+		follow(ctx, "vteps", &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				return a.vteps.List(ctx, o)
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				return a.vteps.Watch(ctx, o)
+			},
+		}, &v1alpha1.VTEP{}, vtepStore(a.Node, a.runner.inbox, a.publisher.saw), a.metrics)
+	})
+}
+
+// watchKernel leads what others change in the kernel to the runner.
+func (a *Agent) watchKernel(ctx context.Context) {
+	for ctx.Err() == nil {
+		events, err := a.Kernel.Watch(ctx, ownNames())
+		if err != nil {
+			a.Log.Error("no watch of the kernel; what changes there is found by resync", "err", err)
+		} else {
+			a.runner.inbox.kernel(kernel.Event{Lost: true}) // what came before the watch
+			for e := range events {
+				if !a.runner.plan.matches(e) {
+					a.runner.inbox.kernel(e)
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// announce tells that the node is in order: the plugin by the node file, the
+// runtime by the network configuration, and the other nodes by the VTEP.
+func (a *Agent) announce(ctx context.Context, n Node, self overlay.Self) error {
+	changed, err := netconf.WriteNode(a.RunDir, netconf.Node{
+		Name: n.Name, BootID: a.BootID, PodCIDRs: self.PodCIDRs, MTU: self.MTU,
+	})
+	if err != nil {
+		return err
+	}
+	if changed {
+		a.Log.Info("node file written", "mtu", self.MTU, "podCIDRs", self.PodCIDRs)
+	}
+	if err := a.writeConfList(ctx); err != nil {
+		return err
+	}
+	a.publisher.publish(vtepOf(n, self, a.Settings.Overlay.Port))
+	return nil
+}
+
+func (a *Agent) writeConfList(ctx context.Context) error {
+	data, err := makeConfList(a.Settings.CNI, func(plugin string) ([]string, error) { return a.versions.of(ctx, plugin) }, a.Log)
+	if err != nil {
+		return fmt.Errorf("network configuration: %w", err)
+	}
+	path := filepath.Join(a.Settings.CNI.ConfDir, netconf.ConfList)
+	changed, err := writeFile(path, data, 0o644)
+	if err != nil {
+		return fmt.Errorf("network configuration: %w", err)
+	}
+	if changed {
+		a.Log.Info("network configuration written", "path", path)
+		if rival, ok := rivalConfig(a.Settings.CNI.ConfDir); ok {
+			a.Log.Warn("the runtime prefers another network configuration: pods don't get this one until it is removed",
+				"path", filepath.Join(a.Settings.CNI.ConfDir, rival))
+		}
+	}
+	return nil
+}
+
+func (a *Agent) installPlugin() error {
+	if a.InstallFrom == "" {
+		return nil
+	}
+	changed, err := install(filepath.Join(a.InstallFrom, netconf.Type), a.Settings.CNI.BinDir)
+	if err == nil && changed {
+		a.Log.Info("plugin installed", "path", filepath.Join(a.Settings.CNI.BinDir, netconf.Type))
+	}
+	return err
+}

@@ -1,0 +1,77 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/kernel/rtnl"
+	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/record"
+	"github.com/weft-cni/weft/pkg/settings"
+)
+
+// Places are the directories that Weft writes to.
+type Places struct {
+	CNI             settings.CNI
+	RunDir, DataDir string
+}
+
+// PodLinker is the part of *rtnl.Handle that Cleanup needs beside Kernel.
+type PodLinker interface {
+	Kernel
+	PodLinks() ([]string, error)
+}
+
+// Cleanup removes everything that Weft made on the node, in an order that
+// leaves nothing to make it again: the network configuration first, so that no
+// pod is attached any more. It writes what it does to w, and goes on after
+// failures. Sysctls stay, since their values from before are unknown; so does
+// the plugin while pods have records, for a runtime can't delete them without.
+func Cleanup(k PodLinker, p Places, w io.Writer) error {
+	attached, err := record.Store{Dir: filepath.Join(p.DataDir, record.Dir)}.List()
+	errs := []error{err}
+	remove := func(path string) {
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		fmt.Fprintln(w, "- file", path)
+		errs = append(errs, os.RemoveAll(path))
+	}
+	remove(filepath.Join(p.CNI.ConfDir, netconf.ConfList))
+	errs = append(errs, cleanKernel(k, w))
+	remove(p.RunDir)
+	if plugin := filepath.Join(p.CNI.BinDir, netconf.Type); len(attached) > 0 {
+		fmt.Fprintf(w, "%d pods were attached: %s stays for their end\n", len(attached), plugin)
+	} else {
+		remove(plugin)
+	}
+	remove(p.DataDir)
+	return errors.Join(errs...)
+}
+
+func cleanKernel(k PodLinker, w io.Writer) error {
+	have, err := k.Read(rtnl.Names{Links: ownNames().Links, Table: ownNames().Table})
+	if err != nil {
+		return fmt.Errorf("read the kernel: %w", err)
+	}
+	links, err := k.PodLinks()
+	if err != nil {
+		return fmt.Errorf("read the pods' links: %w", err)
+	}
+	for _, name := range links {
+		have.Put(kernel.ForeignLink{Name: name, Detail: "a pod's"})
+	}
+	ops := kernel.Diff(kernel.State{}, have, nil)
+	for _, op := range ops {
+		fmt.Fprintln(w, op)
+	}
+	var errs []error
+	for _, failed := range k.Apply(ops) {
+		errs = append(errs, failed)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,108 @@
+package agent
+
+import (
+	"context"
+	"maps"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/kernel/rtnl"
+)
+
+// fakeKernel is a kernel that holds a State, with the rules that matter here:
+// what is on a link goes with it, and so do a table's elements. Every change
+// is told as an event.
+type fakeKernel struct {
+	state  kernel.State
+	addrs  []rtnl.HostAddr
+	refuse func(kernel.Op) error // nil refuses nothing
+	broken error                 // what reads give
+	event  func(kernel.Event)
+	// calls counts whole reads and single keys read.
+	reads, keys int
+	applied     []kernel.Op
+}
+
+func newFakeKernel(addrs ...rtnl.HostAddr) *fakeKernel {
+	return &fakeKernel{state: kernel.State{}, addrs: addrs, event: func(kernel.Event) {}}
+}
+
+func (f *fakeKernel) Read(rtnl.Names) (kernel.State, error) {
+	f.reads++
+	return maps.Clone(f.state), f.broken
+}
+
+func (f *fakeKernel) ReadKeys(keys kernel.Keys) (kernel.State, error) {
+	f.keys += len(keys)
+	return f.state.Only(keys), f.broken
+}
+
+func (f *fakeKernel) HostAddrs(rtnl.Names) ([]rtnl.HostAddr, error) { return f.addrs, f.broken }
+
+func (f *fakeKernel) Watch(context.Context, rtnl.Names) (<-chan kernel.Event, error) {
+	return nil, unix.EOPNOTSUPP
+}
+
+func (f *fakeKernel) Apply(ops []kernel.Op) (failed []rtnl.OpError) {
+	for _, op := range ops {
+		f.applied = append(f.applied, op)
+		if f.refuse != nil {
+			if err := f.refuse(op); err != nil {
+				failed = append(failed, rtnl.OpError{Op: op, Err: err})
+				continue
+			}
+		}
+		if op.Verb == kernel.Delete || op.Verb == kernel.Recreate {
+			f.remove(op.Key())
+		}
+		if op.Want == nil {
+			continue
+		}
+		if k := op.Key(); !f.hasLink(k) {
+			failed = append(failed, rtnl.OpError{Op: op, Err: unix.ENODEV})
+			continue
+		}
+		f.put(op.Want)
+	}
+	return failed
+}
+
+// hasLink reports whether there is a place for an object.
+func (f *fakeKernel) hasLink(k kernel.Key) bool {
+	switch k.Kind {
+	case kernel.KindAddr, kernel.KindFDB, kernel.KindNeigh, kernel.KindRoute:
+		if _, ok := f.state[kernel.Key{Kind: kernel.KindLink, Name: k.Name}]; ok {
+			return true
+		}
+		for _, a := range f.addrs {
+			if a.Link == k.Name {
+				return true
+			}
+		}
+		return false
+	case kernel.KindSysctl, kernel.KindRules, kernel.KindElement, kernel.KindLink:
+	}
+	return true
+}
+
+func (f *fakeKernel) put(o kernel.Object) {
+	f.state.Put(o)
+	switch k := o.Key(); k.Kind {
+	case kernel.KindRules, kernel.KindElement:
+		f.event(kernel.Event{Key: kernel.Key{Kind: kernel.KindRules, Name: "weft"}})
+	default:
+		f.event(kernel.Event{Key: k, Object: o})
+	}
+}
+
+// remove deletes what is at k, and what is on it.
+func (f *fakeKernel) remove(k kernel.Key) {
+	on := kernel.Keys{k: {}}
+	for key := range f.state {
+		if on.Covers(key) {
+			delete(f.state, key)
+		}
+	}
+	f.event(kernel.Event{Key: k})
+}

@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"golang.org/x/time/rate"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+)
+
+// recorder posts Events about this node. It posts few: what says the same as
+// one before is left out for a while, and a burst is cut short. The log has
+// everything.
+type recorder struct {
+	client rest.Interface // of the core API
+	node   string
+	log    *slog.Logger
+	queue  chan note
+}
+
+type note struct{ reason, text string }
+
+// Bounds of what is posted.
+const (
+	eventQueue  = 32
+	eventRepeat = 10 * time.Minute // until the same is said again
+	eventEvery  = 10 * time.Second // on average
+	eventBurst  = 10
+)
+
+func newRecorder(client rest.Interface, node string, log *slog.Logger) *recorder {
+	return &recorder{client: client, node: node, log: log, queue: make(chan note, eventQueue)}
+}
+
+// report queues an Event. It doesn't block: where the queue is full, the Event
+// is left out.
+func (r *recorder) report(reason, text string) {
+	select {
+	case r.queue <- note{reason, text}:
+	default:
+		r.log.Debug("event left out", "reason", reason, "note", text)
+	}
+}
+
+// run posts Events until ctx ends.
+func (r *recorder) run(ctx context.Context) {
+	limit := rate.NewLimiter(rate.Every(eventEvery), eventBurst)
+	posted := map[note]time.Time{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case n := <-r.queue:
+			now := time.Now()
+			for old, at := range posted {
+				if now.Sub(at) > eventRepeat {
+					delete(posted, old)
+				}
+			}
+			if _, ok := posted[n]; ok || !limit.Allow() {
+				r.log.Debug("event left out", "reason", n.reason, "note", n.text)
+				continue
+			}
+			posted[n] = now
+			if err := r.post(ctx, n); err != nil && ctx.Err() == nil {
+				r.log.Warn("event not posted", "reason", n.reason, "err", err)
+			}
+		}
+	}
+}
+
+// maxMessage is what the API server takes of an Event's message.
+const maxMessage = 1024
+
+func (r *recorder) post(ctx context.Context, n note) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	now := metav1.Now()
+	text := n.text
+	if len(text) > maxMessage {
+		text = text[:maxMessage]
+	}
+	e := &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{GenerateName: r.node + ".", Namespace: metav1.NamespaceDefault},
+		// kubectl describe node looks Events up by this UID, as the kubelet's.
+		InvolvedObject:      corev1.ObjectReference{Kind: "Node", Name: r.node, UID: types.UID(r.node)},
+		Reason:              n.reason,
+		Message:             text,
+		Type:                corev1.EventTypeWarning,
+		FirstTimestamp:      now,
+		LastTimestamp:       now,
+		Count:               1,
+		Source:              corev1.EventSource{Component: "weftd", Host: r.node},
+		ReportingController: "weft.dev/weftd",
+		ReportingInstance:   r.node,
+	}
+	return r.client.Post().Namespace(metav1.NamespaceDefault).Resource("events").Body(e).Do(ctx).Error()
+}

@@ -1,0 +1,331 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/kernel/rtnl"
+	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/pkg/settings"
+)
+
+// Kernel is the node's kernel; *rtnl.Handle is the real one.
+type Kernel interface {
+	// Read gives everything that is ours.
+	Read(names rtnl.Names) (kernel.State, error)
+	// ReadKeys gives what is at keys.
+	ReadKeys(keys kernel.Keys) (kernel.State, error)
+	// Apply carries operations out, in order, and gives those that failed.
+	Apply(ops []kernel.Op) []rtnl.OpError
+	// HostAddrs lists the addresses of interfaces that aren't ours.
+	HostAddrs(own rtnl.Names) ([]rtnl.HostAddr, error)
+	// Watch tells changes until ctx ends or the watch fails.
+	Watch(ctx context.Context, names rtnl.Names) (<-chan kernel.Event, error)
+}
+
+// ownNames are the names that everything of ours goes by.
+func ownNames() rtnl.Names {
+	return rtnl.Names{
+		Links: []string{overlay.Link}, Table: overlay.Table,
+		Sysctls: []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"},
+	}
+}
+
+// runner is the one goroutine that changes the kernel. What it keeps between
+// two passes follows from the objects of the API; the kernel itself is read
+// whenever it matters.
+type runner struct {
+	kernel   Kernel
+	settings settings.Settings
+	log      *slog.Logger
+	metrics  *metrics
+	inbox    *inbox
+	// report tells an operator (a Kubernetes Event). It doesn't block.
+	report func(reason, note string)
+	// announce is called after each comparison of everything that left the
+	// node itself in order, and after each change of the Node.
+	announce func(Node, overlay.Self) error
+
+	plan       *plan
+	listed     bool             // the plan has all peers that there are
+	malformed  map[string]error // VTEPs that are no peers, by name
+	node       *Node            // nil before it was first told
+	host       error            // why there is no plan for the node as it is now
+	conditions conditions       // what an operator has been told
+	undone     undone
+	done       bool // everything has been in order once
+	// state says why the node isn't ready; nil when it is.
+	state atomic.Pointer[string]
+}
+
+// undone is what a pass left to the next.
+type undone struct {
+	all   bool
+	keys  kernel.Keys
+	delay time.Duration // until then; 0 when there is nothing
+}
+
+// firstRetry is the delay after a first failure. It doubles up to the resync
+// period.
+const firstRetry = time.Second
+
+func newRunner(k Kernel, s settings.Settings, log *slog.Logger, m *metrics) *runner {
+	r := &runner{
+		kernel: k, settings: s, log: log, metrics: m, inbox: newInbox(),
+		report:   func(string, string) {},
+		announce: func(Node, overlay.Self) error { return nil },
+		plan:     newPlan(s.Overlay), malformed: map[string]error{}, conditions: conditions{},
+	}
+	r.settle(nil)
+	return r
+}
+
+// run makes passes until ctx ends. A stop leaves the kernel as it is.
+func (r *runner) run(ctx context.Context) {
+	resync, retry := time.NewTimer(r.period()), time.NewTimer(0)
+	retry.Stop()
+	defer resync.Stop()
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.inbox.wake:
+		case <-retry.C:
+		case <-resync.C:
+			r.inbox.put(func(w *work) { w.all = true })
+			resync.Reset(r.period())
+		}
+		r.pass(r.inbox.take())
+		if r.undone.delay > 0 {
+			retry.Reset(r.undone.delay)
+		}
+	}
+}
+
+// once makes the passes up to the first that has compared everything. Its
+// error tells of all that is not in order then, peers included.
+func (r *runner) once(ctx context.Context) error {
+	for !r.listed || r.node == nil {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", r.ready(), context.Cause(ctx))
+		case <-r.inbox.wake:
+			r.pass(r.inbox.take())
+		}
+	}
+	if n := len(r.undone.keys); n > 0 && r.ready() == nil {
+		return fmt.Errorf("the kernel refused %d operations", n)
+	}
+	return r.ready()
+}
+
+// period is the time to the next resync: jittered, so that nodes that started
+// together don't stay together.
+func (r *runner) period() time.Duration {
+	return time.Duration(float64(r.settings.Resync) * (0.9 + 0.2*rand.Float64()))
+}
+
+// pass does what w asks for, and what the last pass left undone.
+func (r *runner) pass(w work) {
+	before := r.undone
+	r.undone = undone{}
+	changed := r.learn(w)
+	moved, err := r.look(w)
+	if err == nil && r.listed && r.plan.built() {
+		maps.Copy(changed, before.keys)
+		w.all = w.all || before.all || !r.done
+		err = r.sync(w, changed, moved)
+	}
+	if r.undone.all || len(r.undone.keys) > 0 {
+		r.undone.delay = min(max(firstRetry, 2*before.delay), r.settings.Resync)
+	}
+	r.settle(err)
+}
+
+// sync brings the kernel in line with the plan: everywhere, or where peers or
+// the kernel changed. moved says that the plan is new. What fails is left
+// undone; the error tells of failures that concern the node itself and not a
+// single peer.
+func (r *runner) sync(w work, changed kernel.Keys, moved bool) error {
+	start, all := time.Now(), w.all || moved
+	scope := maps.Clone(changed)
+	maps.Copy(scope, w.keys)
+	if !all && len(scope) == 0 && w.node == nil {
+		return nil
+	}
+	if all && !moved {
+		r.plan.build(r.plan.self)
+	}
+	ops, err := r.compare(all, scope)
+	if err != nil {
+		r.metrics.failed(stepRead)
+		r.undone = undone{all: all, keys: scope}
+		return err
+	}
+	failed, err := r.apply(ops)
+	r.undone.keys = failed
+	if r.done && !moved {
+		// What nobody asked for was drift.
+		r.repaired(slices.DeleteFunc(ops, func(op kernel.Op) bool {
+			return changed.Covers(op.Key()) || failed.Covers(op.Key())
+		}))
+	}
+	if err == nil && r.host == nil && (all || w.node != nil) {
+		if err = r.announce(*r.node, r.plan.self); err != nil {
+			r.metrics.failed(stepFiles)
+			r.undone.all = true
+		}
+	}
+	r.done = r.done || err == nil
+	r.metrics.pass(all, time.Since(start))
+	return err
+}
+
+// learn brings the plan up to date with the peers of w and gives the keys
+// that have to change with them.
+func (r *runner) learn(w work) kernel.Keys {
+	changed := kernel.Keys{}
+	if w.listed {
+		for _, name := range r.plan.peers.Names() {
+			if _, ok := w.peers[name]; !ok {
+				maps.Copy(changed, r.plan.remove(name))
+			}
+		}
+		clear(r.malformed)
+		r.listed = true
+	}
+	for name, c := range w.peers {
+		delete(r.malformed, name)
+		if c.err != nil {
+			r.malformed[name] = c.err
+		}
+		if c.peer == nil {
+			maps.Copy(changed, r.plan.remove(name))
+			continue
+		}
+		if old, ok := r.plan.peers.Get(name); !ok || !reflect.DeepEqual(old, *c.peer) {
+			maps.Copy(changed, r.plan.set(*c.peer))
+		}
+	}
+	return changed
+}
+
+// look finds out what this node is, where w says that this may have changed,
+// and makes a new plan when it has. Where it can't tell, the plan stays as it
+// was, and so does the traffic.
+func (r *runner) look(w work) (moved bool, err error) {
+	if w.node != nil {
+		r.node = w.node
+	}
+	stale := w.node != nil || w.host || w.all || r.host != nil || !r.plan.built()
+	if !r.listed || r.node == nil || !stale {
+		return false, nil
+	}
+	addrs, err := r.kernel.HostAddrs(ownNames())
+	if err != nil {
+		r.undone.all = true
+		return false, err
+	}
+	self, err := selfOf(*r.node, r.settings, addrs)
+	r.host = err
+	if err != nil || r.plan.built() && reflect.DeepEqual(self, r.plan.self) {
+		return false, nil
+	}
+	r.log.Info("planning for this node", "underlay", self.Underlay, "podCIDRs", self.PodCIDRs, "mtu", self.MTU, "mac", self.MAC)
+	r.plan.build(self)
+	return true, nil
+}
+
+// compare reads the kernel and gives what has to be done there.
+func (r *runner) compare(all bool, scope kernel.Keys) ([]kernel.Op, error) {
+	if all {
+		have, err := r.kernel.Read(rtnl.NamesOf(r.plan.want))
+		return kernel.Diff(r.plan.want, have, nil), err
+	}
+	have, err := r.kernel.ReadKeys(scope)
+	return kernel.Diff(r.plan.want, have, scope), err
+}
+
+// apply carries ops out and gives the keys of those that failed, with an error
+// if one of them is the node's own.
+func (r *runner) apply(ops []kernel.Op) (failed kernel.Keys, err error) {
+	for _, op := range ops {
+		r.log.Debug("applying", "op", op)
+	}
+	failed, node := kernel.Keys{}, r.plan.node()
+	for i, f := range r.kernel.Apply(ops) {
+		r.metrics.failed(stepApply)
+		if i < maxLogged {
+			r.log.Warn("the kernel refused an operation", "op", f.Op, "err", f.Err)
+		}
+		failed.Add(f.Op.Key())
+		if _, ok := node[f.Op.Key()]; ok && err == nil {
+			err = f
+		}
+	}
+	return failed, err
+}
+
+// maxLogged bounds how many of a pass's failures are logged one by one.
+const maxLogged = 10
+
+// repaired tells of operations that undid what somebody else did.
+func (r *runner) repaired(ops []kernel.Op) {
+	if len(ops) == 0 {
+		return
+	}
+	for _, op := range ops {
+		r.metrics.repaired(op.Key().Kind)
+	}
+	r.log.Warn("repaired the kernel", "objects", len(ops), "first", ops[0])
+	r.report(reasonRepaired, fmt.Sprintf("repaired %d kernel objects, the first: %s", len(ops), ops[0]))
+}
+
+// settle ends a pass: it tells what is new of what an operator must know and
+// whether the node is ready.
+func (r *runner) settle(err error) {
+	now := r.observe()
+	for _, c := range now.since(r.conditions) {
+		r.log.Warn("operator's attention needed", "reason", c.reason, "note", c.note)
+		if c.event {
+			r.report(c.reason, c.note)
+		}
+	}
+	r.conditions = now
+	r.metrics.observe(r.plan.peers.Len(), now)
+	var why string
+	switch {
+	case !r.listed || r.node == nil:
+		why = "waiting for the API server to tell this node's Node and all VTEPs"
+	case err != nil:
+		r.log.Error("this node is not in order", "err", err)
+		why = err.Error()
+	case r.host != nil:
+		why = r.host.Error()
+	case !r.done:
+		why = "waiting for the first sync"
+	default:
+		r.state.Store(nil)
+		return
+	}
+	r.state.Store(&why)
+}
+
+// ready gives nil when the node's own part of the kernel is as planned and
+// pods can be attached. A peer that can't be reached is no reason against.
+func (r *runner) ready() error {
+	if why := r.state.Load(); why != nil {
+		return errors.New(*why)
+	}
+	return nil
+}
