@@ -19,17 +19,15 @@ import (
 var version = "unknown"
 
 func main() {
-	// A runtime that has gone away must not keep an ADD from being undone.
+	// A runtime that has gone away must not keep an ADD from being undone. No
+	// other signal is handled: being killed at any point is.
 	signal.Ignore(syscall.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	env := netconf.EnvFrom(os.Getenv)
 	if env.Command == "" {
 		byHand(os.Stdout, os.Args[1:])
 		return
 	}
-	err := run(ctx, env, os.Stdin, os.Stdout, os.Stderr)
-	stop()
-	if err != nil {
+	if err := run(context.Background(), env, os.Stdin, os.Stdout, os.Stderr); err != nil {
 		os.Exit(1)
 	}
 }
