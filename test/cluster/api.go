@@ -237,7 +237,7 @@ func (a *API) run(name, path string, args ...string) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()                  //nolint:errcheck // the child has it
+	defer log.Close()
 	cmd := exec.Command(path, args...) //nolint:noctx // it ends by close
 	cmd.Dir = a.dir
 	cmd.Stdout, cmd.Stderr = log, log

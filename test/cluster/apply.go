@@ -93,7 +93,7 @@ func readManifest(file string) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	documents := yaml.NewYAMLReader(bufio.NewReader(f))
 	var objects []*unstructured.Unstructured
 	for {

@@ -90,7 +90,8 @@ func TestANodeHasFilesOfItsOwn(t *testing.T) {
 
 func readDir(n *cluster.Node, dir string) (names []string, err error) {
 	err = n.Do(func() error {
-		entries, err := os.ReadDir(dir)
+		var entries []os.DirEntry
+		entries, err = os.ReadDir(dir)
 		for _, e := range entries {
 			names = append(names, e.Name())
 		}
@@ -153,7 +154,7 @@ func TestScriptsEnterAPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(script, "cat", "/run/here").CombinedOutput(); string(out) != "n1" || err != nil {
+	if out, err := exec.CommandContext(t.Context(), script, "cat", "/run/here").CombinedOutput(); string(out) != "n1" || err != nil {
 		t.Errorf("%s: %v", out, err)
 	}
 }

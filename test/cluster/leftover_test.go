@@ -29,7 +29,7 @@ func TestVictim(t *testing.T) {
 	if _, err := c.Node(1).NewPod("p", cluster.PodOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Node(2).Start(exec.Command("sleep", "1000")); err != nil {
+	if _, err := c.Node(2).Start(exec.CommandContext(t.Context(), "sleep", "1000")); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Printf("victim is up in %s\n", c.Dir())
@@ -51,7 +51,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			if name != "ends" {
 				mark = fmt.Sprintf("%s-%d", name, time.Now().UnixNano())
 			}
-			cmd := exec.Command(os.Args[0], "-test.run=^TestVictim$", "-test.v")
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestVictim$", "-test.v")
 			cmd.Env = append(os.Environ(), victimEnv+"="+mark, "TMPDIR="+tmp)
 			up := startVictim(t, cmd)
 			<-up
@@ -63,7 +63,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			}
 			if name == "SIGKILL" {
 				t.Setenv("TMPDIR", tmp)
-				again := exec.Command(os.Args[0], "-test.run=^TestVictim$")
+				again := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestVictim$")
 				again.Env = append(os.Environ(), victimEnv+"=ends")
 				if out, err := again.CombinedOutput(); err != nil {
 					t.Fatalf("the next cluster: %v\n%s", err, out)
@@ -161,7 +161,7 @@ func TestWithoutRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer exe.Close()
-	cmd := exec.Command("/proc/self/fd/3", "-test.run=^TestNodesReachEachOtherOverTheSwitch$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), "/proc/self/fd/3", "-test.run=^TestNodesReachEachOtherOverTheSwitch$", "-test.v")
 	cmd.ExtraFiles = []*os.File{exe}
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "TMPDIR=/var/tmp")

@@ -33,7 +33,7 @@ func tailOf(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	if _, err := f.Seek(-tailBytes, io.SeekEnd); err != nil {
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
 			return nil, err

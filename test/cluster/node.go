@@ -79,10 +79,7 @@ func (c *Cluster) AddNode(ctx context.Context) (*Node, error) {
 func (n *Node) boot() error {
 	var err error
 	n.space, err = newSpace(unix.CLONE_NEWNET|unix.CLONE_NEWNS, func() error {
-		if err := mountRoot(n.disk); err != nil {
-			return err
-		}
-		return linkUp("lo")
+		return errors.Join(mountRoot(n.disk), linkUp("lo"))
 	})
 	if err != nil {
 		return err

@@ -85,22 +85,25 @@ func (n *Node) NewPod(name string, opts PodOptions) (*Pod, error) {
 	if _, ok := n.pods[name]; ok {
 		return nil, fmt.Errorf("pod %s on %s: exists", name, n.Name)
 	}
-	err = n.Do(func() error {
-		p.space, err = newSpace(unix.CLONE_NEWNET, func() error { return linkUp("lo") })
-		if err != nil {
-			return err
-		}
-		p.space.mnt = n.space.mnt
-		if err := os.WriteFile(p.Netns, nil, 0o600); err != nil {
-			return err
-		}
-		return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", p.space.net.Fd()), p.Netns, "", unix.MS_BIND, "")
-	})
-	if err != nil {
+	if err := n.Do(p.makeNetns); err != nil {
 		return nil, fmt.Errorf("make the network namespace of pod %s on %s: %w", name, n.Name, err)
 	}
 	n.pods[name] = p
 	return p, nil
+}
+
+// makeNetns makes the pod's network namespace and binds it to its path. It
+// runs in the node.
+func (p *Pod) makeNetns() error {
+	var err error
+	if p.space, err = newSpace(unix.CLONE_NEWNET, func() error { return linkUp("lo") }); err != nil {
+		return err
+	}
+	p.space.mnt = p.Node.space.mnt
+	if err = os.WriteFile(p.Netns, nil, 0o600); err != nil {
+		return err
+	}
+	return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", p.space.net.Fd()), p.Netns, "", unix.MS_BIND, "")
 }
 
 // AttachPod makes a pod and attaches it: what kubelet and the container
@@ -237,8 +240,10 @@ func (p *Pod) cni(f func(*libcni.CNIConfig, *libcni.NetworkConfigList, *libcni.R
 		ContainerID: p.ContainerID, NetNS: p.Netns, IfName: p.opts.IfName,
 		Args: slices.Concat([][2]string{
 			{"IgnoreUnknown", "1"},
-			{"K8S_POD_NAMESPACE", p.Namespace}, {"K8S_POD_NAME", p.Name},
-			{"K8S_POD_INFRA_CONTAINER_ID", p.ContainerID}, {"K8S_POD_UID", p.UID},
+			{"K8S_POD_NAMESPACE", p.Namespace},
+			{"K8S_POD_NAME", p.Name},
+			{"K8S_POD_INFRA_CONTAINER_ID", p.ContainerID},
+			{"K8S_POD_UID", p.UID},
 		}, p.opts.Args),
 		CapabilityArgs: p.opts.CapabilityArgs,
 	}

@@ -216,4 +216,4 @@ func copySymlink(path, target string) error {
 	return os.Symlink(to, target)
 }
 
-func mkdirs(dir string) error { return os.MkdirAll(dir, 0o755) } //nolint:gosec // as on a node
+func mkdirs(dir string) error { return os.MkdirAll(dir, 0o755) }

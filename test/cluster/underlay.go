@@ -131,7 +131,7 @@ func linkUp(name string) error {
 }
 
 func setSysctl(name, value string) error {
-	return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644) //nolint:gosec // a sysctl has its mode already
+	return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644)
 }
 
 // NIC is a node's interface to the underlay.

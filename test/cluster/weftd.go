@@ -86,7 +86,7 @@ func (n *Node) StartWeftd(ctx context.Context, args ...string) (*Weftd, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := n.WriteKubeconfig(ctx); err != nil {
+	if err = n.WriteKubeconfig(ctx); err != nil {
 		return nil, err
 	}
 	d := &Weftd{node: n, log: "weftd-" + n.Name}
@@ -94,7 +94,7 @@ func (n *Node) StartWeftd(ctx context.Context, args ...string) (*Weftd, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()                                                 //nolint:errcheck // the child has it
+	defer log.Close()
 	cmd := exec.Command(filepath.Join(bin, "weftd"), append([]string{ //nolint:noctx // it ends with the node
 		"--kubeconfig=" + kubeconfigFile,
 		"--node-name=" + n.Name,
@@ -149,7 +149,7 @@ func (d *Weftd) Get(ctx context.Context, path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer response.Body.Close() //nolint:errcheck // only read
+	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
 		return nil, err

@@ -114,7 +114,7 @@ func connected(ctx context.Context, from, to Place, addr netip.Addr, client, ser
 			}
 			listening <- port
 			conn, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
-			if err := errors.Join(err, unix.Close(fd)); err != nil {
+			if err = errors.Join(err, unix.Close(fd)); err != nil {
 				return fmt.Errorf("accept: %w", err)
 			}
 			return serve(ctx, conn, server)

@@ -196,7 +196,7 @@ func (b *builder) build(ctx context.Context, name, pkg, duration string) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	if err := os.MkdirAll(b.cache, 0o755); err != nil { //nolint:gosec // programs are no secret
+	if err := os.MkdirAll(b.cache, 0o755); err != nil {
 		return err
 	}
 	unlock, err := b.lock(ctx)

@@ -64,7 +64,7 @@ func TestTheCacheComesBeforeTheNetwork(t *testing.T) {
 // TestAnUnreachableIndexCostsLittle gives an address that swallows
 // connections, the slowest way of not being reachable.
 func TestAnUnreachableIndexCostsLittle(t *testing.T) {
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	silent, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// printer writes what a reader sees: steps with the time they came at, and
+// tables.
+type printer struct {
+	mu      sync.Mutex
+	w       io.Writer
+	colour  bool
+	started time.Time
+	partial []byte // of a line written to it
+}
+
+func newPrinter(f *os.File) *printer {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return &printer{w: f, colour: err == nil, started: time.Now()}
+}
+
+// line writes a line as it is.
+func (p *printer) line(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fmt.Fprintf(p.w, format+"\n", args...)
+}
+
+// step writes a line after the time since the start.
+func (p *printer) step(format string, args ...any) {
+	p.line("%6.1f s  %s", time.Since(p.started).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// Write makes a step of each line that others write.
+func (p *printer) Write(data []byte) (int, error) {
+	p.partial = append(p.partial, data...)
+	for {
+		line, rest, ok := bytes.Cut(p.partial, []byte("\n"))
+		if !ok {
+			return len(data), nil
+		}
+		p.step("%s", line)
+		p.partial = rest
+	}
+}
+
+func (p *printer) title(format string, args ...any) {
+	p.line("\n%s", p.bold(fmt.Sprintf(format, args...)))
+}
+
+func (p *printer) bold(s string) string {
+	if !p.colour {
+		return s
+	}
+	return "\033[1m" + s + "\033[0m"
+}
+
+// table writes rows in columns, indented; cells are aligned to the left.
+func (p *printer) table(rows [][]string) {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintf(w, "  %s\n", strings.Join(row, "\t"))
+	}
+	if err := w.Flush(); err != nil {
+		panic(err) // a strings.Builder takes all
+	}
+	for line := range strings.Lines(b.String()) {
+		p.line("%s", strings.TrimRight(line, " \n"))
+	}
+}
