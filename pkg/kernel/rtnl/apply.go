@@ -149,6 +149,9 @@ func (h *Handle) applyLink(op kernel.Op) error {
 			return fmt.Errorf("change: %w", err)
 		}
 	}
+	if err := disableGRO(name); err != nil {
+		return err
+	}
 	return h.up(l.index)
 }
 

@@ -97,6 +97,10 @@ func decodeVXLAN(b []byte) vxlanData {
 			d.flag(v, "external")
 		case unix.IFLA_VXLAN_GBP:
 			d.foreign = "gbp"
+		case unix.IFLA_VXLAN_UDP_CSUM:
+			if len(v) > 0 && v[0] == 0 {
+				d.foreign = "noudpcsum"
+			}
 		}
 	}
 	return d
@@ -122,6 +126,10 @@ func (l link) object() kernel.Object {
 		v.Detail = "down"
 	case l.master != 0:
 		v.Detail = fmt.Sprintf("enslaved to link %d", l.master)
+	default:
+		if on, err := gro(l.name); err == nil && on {
+			v.Detail = "gro"
+		}
 	}
 	return v
 }

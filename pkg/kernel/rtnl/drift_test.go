@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"unsafe"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -72,4 +73,28 @@ func foreignElement(c *nftables.Conn, table *nftables.Table) {
 	_ = c.SetAddElements(&nftables.Set{Table: table, Name: "nomasq4", Interval: true}, []nftables.SetElement{
 		{Key: []byte{9, 9, 9, 1}}, {Key: []byte{9, 9, 9, 4}, IntervalEnd: true},
 	})
+}
+
+// ethtoolGRO does what `ethtool -K name gro on` does.
+func ethtoolGRO(name string, on bool) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	value := [2]uint32{0x2c} // ETHTOOL_SGRO
+	if on {
+		value[1] = 1
+	}
+	var ifreq struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(ifreq.name[:], name)
+	ifreq.data = unsafe.Pointer(&value)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq))); errno != 0 {
+		return errno
+	}
+	return nil
 }

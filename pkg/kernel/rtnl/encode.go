@@ -128,6 +128,7 @@ func vxlanCreate(v kernel.VXLAN) request {
 	data = vxlanLocal(data, v)
 	data = attr(data, unix.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, v.Port))
 	data = attr(data, unix.IFLA_VXLAN_LEARNING, []byte{0})
+	data = attr(data, unix.IFLA_VXLAN_UDP_CSUM, []byte{1}) // see disableGRO
 	return request{typ: unix.RTM_NEWLINK, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: linkInfo(body, data)}
 }
 

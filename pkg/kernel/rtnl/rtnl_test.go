@@ -237,6 +237,7 @@ var drifts = []struct {
 		must(t, netlink.LinkDel(link(t, overlay.Link)))
 		must(t, netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: overlay.Link}, VxlanId: 1, Port: 4789, Learning: true, SrcAddr: underlay4.Addr.AsSlice()}))
 	}},
+	{"receive offload on", func(t *testing.T) { must(t, ethtoolGRO(overlay.Link, true)) }},
 	{"enslaved", func(t *testing.T) {
 		b := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
 		if err := netlink.LinkAdd(b); err != nil && err != unix.EEXIST {
@@ -307,6 +308,9 @@ func TestDrift(t *testing.T) {
 // and repairing what the events name puts the node right.
 func TestWatch(t *testing.T) {
 	for _, d := range drifts {
+		if d.name == "receive offload on" {
+			continue // the kernel sends no event: left to the next full pass
+		}
 		t.Run(d.name, func(t *testing.T) {
 			h := inNamespace(t)
 			want := plan(t, config(), self(underlay4, underlay6), peer(5), peer(6))
