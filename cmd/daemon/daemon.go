@@ -54,7 +54,7 @@ func (d *daemon) run(ctx context.Context, out io.Writer) error {
 	defer handle.Close() //nolint:errcheck // the process ends
 	a, err := agent.New(agent.Options{
 		Node: d.node, Settings: s, API: api, Kernel: handle, Log: log, Version: version,
-		InstallFrom: d.installFrom, RunDir: netconf.RunDir, BootID: boot,
+		InstallFrom: d.installFrom, RunDir: netconf.RunDir, DataDir: netconf.DataDir, BootID: boot,
 	})
 	if err != nil {
 		return err

@@ -47,8 +47,9 @@ type Options struct {
 	// InstallFrom is the directory that holds the CNI plugin to install; empty
 	// installs none.
 	InstallFrom string
-	// RunDir is where the plugin looks for the node file.
-	RunDir string
+	// RunDir is where the plugin looks for the node file, DataDir where it
+	// keeps its records.
+	RunDir, DataDir string
 	// BootID is that of the present boot.
 	BootID string
 }
@@ -75,6 +76,7 @@ func New(o Options) (*Agent, error) {
 	a.publisher = newPublisher(a.vteps, o.Log, a.metrics)
 	a.recorder = newRecorder(a.core, o.Node, o.Log)
 	a.runner = newRunner(o.Kernel, o.Settings, o.Log, a.metrics)
+	a.runner.attachments = attachmentsIn(o.DataDir, o.BootID)
 	a.metrics.entries(a.runner.plan)
 	return a, nil
 }
@@ -125,7 +127,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() { cancel(serve(ctx, l, handler(a.runner.ready, a.metrics, a.Settings.Profiling))) })
 	group.Go(func() { a.recorder.run(ctx) })
 	group.Go(func() { a.publisher.run(ctx) })
-	group.Go(func() { a.watchKernel(ctx) })
+	pods := make(chan string)
+	group.Go(func() { gatherPods(ctx, pods, a.runner.inbox) })
+	group.Go(func() { a.watchKernel(ctx, pods) })
 	a.watchAPI(ctx, &group)
 	a.runner.run(ctx)
 	group.Wait()
@@ -163,8 +167,9 @@ func (a *Agent) watchAPI(ctx context.Context, group *sync.WaitGroup) {
 	})
 }
 
-// watchKernel leads what others change in the kernel to the runner.
-func (a *Agent) watchKernel(ctx context.Context) {
+// watchKernel leads what others change in the kernel to the runner, and the
+// names of pods' links that change to pods.
+func (a *Agent) watchKernel(ctx context.Context, pods chan<- string) {
 	for ctx.Err() == nil {
 		events, err := a.Kernel.Watch(ctx, ownNames())
 		if err != nil {
@@ -172,15 +177,25 @@ func (a *Agent) watchKernel(ctx context.Context) {
 		} else {
 			a.runner.inbox.kernel(kernel.Event{Lost: true}) // what came before the watch
 			for e := range events {
-				if !a.runner.plan.matches(e) {
-					a.runner.inbox.kernel(e)
-				}
+				a.event(ctx, e, pods)
 			}
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
 		}
+	}
+}
+
+func (a *Agent) event(ctx context.Context, e kernel.Event, pods chan<- string) {
+	switch {
+	case isPodLink(e.Key):
+		select {
+		case pods <- e.Key.Name:
+		case <-ctx.Done():
+		}
+	case !a.runner.plan.matches(e):
+		a.runner.inbox.kernel(e)
 	}
 }
 

@@ -20,18 +20,12 @@ type Places struct {
 	RunDir, DataDir string
 }
 
-// PodLinker is the part of *rtnl.Handle that Cleanup needs beside Kernel.
-type PodLinker interface {
-	Kernel
-	PodLinks() ([]string, error)
-}
-
 // Cleanup removes everything that Weft made on the node, in an order that
 // leaves nothing to make it again: the network configuration first, so that no
 // pod is attached any more. It writes what it does to w, and goes on after
 // failures. Sysctls stay, since their values from before are unknown; so does
 // the plugin while pods have records, for a runtime can't delete them without.
-func Cleanup(k PodLinker, p Places, w io.Writer) error {
+func Cleanup(k Kernel, p Places, w io.Writer) error {
 	attached, err := record.Store{Dir: filepath.Join(p.DataDir, record.Dir)}.List()
 	errs := []error{err}
 	remove := func(path string) {
@@ -53,7 +47,7 @@ func Cleanup(k PodLinker, p Places, w io.Writer) error {
 	return errors.Join(errs...)
 }
 
-func cleanKernel(k PodLinker, w io.Writer) error {
+func cleanKernel(k Kernel, w io.Writer) error {
 	have, err := k.Read(rtnl.Names{Links: ownNames().Links, Table: ownNames().Table})
 	if err != nil {
 		return fmt.Errorf("read the kernel: %w", err)

@@ -30,7 +30,9 @@ func newFakeKernel(addrs ...rtnl.HostAddr) *fakeKernel {
 
 func (f *fakeKernel) Read(rtnl.Names) (kernel.State, error) {
 	f.reads++
-	return maps.Clone(f.state), f.broken
+	have := maps.Clone(f.state)
+	maps.DeleteFunc(have, func(k kernel.Key, _ kernel.Object) bool { return isPodLink(k) })
+	return have, f.broken
 }
 
 func (f *fakeKernel) ReadKeys(keys kernel.Keys) (kernel.State, error) {
@@ -39,6 +41,15 @@ func (f *fakeKernel) ReadKeys(keys kernel.Keys) (kernel.State, error) {
 }
 
 func (f *fakeKernel) HostAddrs(rtnl.Names) ([]rtnl.HostAddr, error) { return f.addrs, f.broken }
+
+func (f *fakeKernel) PodLinks() (names []string, err error) {
+	for k := range f.state {
+		if k.Kind == kernel.KindLink && isPodLink(k) {
+			names = append(names, k.Name)
+		}
+	}
+	return names, f.broken
+}
 
 func (f *fakeKernel) Watch(context.Context, rtnl.Names) (<-chan kernel.Event, error) {
 	return nil, unix.EOPNOTSUPP

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"maps"
 	"sync"
 
 	"github.com/weft-cni/weft/pkg/kernel"
@@ -29,6 +28,8 @@ type work struct {
 	node *Node
 	// keys are where the kernel changed otherwise than planned.
 	keys kernel.Keys
+	// pods are the links of pods on which something changed.
+	pods links
 	// host says that interfaces or addresses that aren't ours changed.
 	host bool
 	// all asks for a comparison of everything with the kernel.
@@ -98,12 +99,4 @@ func (i *inbox) kernel(e kernel.Event) {
 			w.keys.Add(e.Key)
 		}
 	})
-}
-
-// merge adds work that has to be done again to what came since.
-func (w *work) merge(again kernel.Keys) {
-	if w.keys == nil {
-		w.keys = kernel.Keys{}
-	}
-	maps.Copy(w.keys, again)
 }

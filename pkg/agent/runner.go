@@ -15,6 +15,7 @@ import (
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/pkg/record"
 	"github.com/weft-cni/weft/pkg/settings"
 )
 
@@ -28,6 +29,8 @@ type Kernel interface {
 	Apply(ops []kernel.Op) []rtnl.OpError
 	// HostAddrs lists the addresses of interfaces that aren't ours.
 	HostAddrs(own rtnl.Names) ([]rtnl.HostAddr, error)
+	// PodLinks lists the names of the host ends of pods' veths.
+	PodLinks() ([]string, error)
 	// Watch tells changes until ctx ends or the watch fails.
 	Watch(ctx context.Context, names rtnl.Names) (<-chan kernel.Event, error)
 }
@@ -54,6 +57,8 @@ type runner struct {
 	// announce is called after each comparison of everything that left the
 	// node itself in order, and after each change of the Node.
 	announce func(Node, overlay.Self) error
+	// attachments gives the pods' attachments that are on record.
+	attachments func() ([]record.Attachment, error)
 
 	plan       *plan
 	listed     bool             // the plan has all peers that there are
@@ -83,7 +88,9 @@ func newRunner(k Kernel, s settings.Settings, log *slog.Logger, m *metrics) *run
 		kernel: k, settings: s, log: log, metrics: m, inbox: newInbox(),
 		report:   func(string, string) {},
 		announce: func(Node, overlay.Self) error { return nil },
-		plan:     newPlan(s.Overlay), malformed: map[string]error{}, conditions: conditions{},
+
+		attachments: func() ([]record.Attachment, error) { return nil, nil },
+		plan:        newPlan(s.Overlay), malformed: map[string]error{}, conditions: conditions{},
 	}
 	r.settle(nil)
 	return r
@@ -145,6 +152,9 @@ func (r *runner) pass(w work) {
 		maps.Copy(changed, before.keys)
 		w.all = w.all || before.all || !r.done
 		err = r.sync(w, changed, moved)
+	}
+	if r.done && (w.all || len(w.pods) > 0) {
+		r.restorePods(w.all, w.pods)
 	}
 	if r.undone.all || len(r.undone.keys) > 0 {
 		r.undone.delay = min(max(firstRetry, 2*before.delay), r.settings.Resync)

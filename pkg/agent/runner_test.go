@@ -63,7 +63,7 @@ func (w *world) start() {
 		return nil
 	}
 	w.kernel.event = func(e kernel.Event) {
-		if !w.runner.plan.matches(e) {
+		if !isPodLink(e.Key) && !w.runner.plan.matches(e) {
 			w.runner.inbox.kernel(e)
 		}
 	}
