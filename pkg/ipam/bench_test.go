@@ -10,8 +10,8 @@ import (
 )
 
 // BenchmarkAllocate takes an address of each family and gives it back, beside
-// so many that stay taken; the cursor is in the thick of them at first. The
-// pool is on a tmpfs as it is on a node, where there is one for it.
+// so many that stay taken. The pool is on a tmpfs, as on a node, where this
+// machine has one.
 func BenchmarkAllocate(b *testing.B) {
 	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
 		b.Setenv("TMPDIR", "/dev/shm")

@@ -42,7 +42,7 @@ var crashRanges = ranges("10.0.0.0/26", "fd00::/64")
 // "free" before Release.
 func work(dir, name string) error {
 	ctx := context.Background()
-	p := &ipam.Pool{Dir: dir, LockTimeout: time.Minute}
+	p := &ipam.Pool{Dir: dir, Boot: "b", LockTimeout: time.Minute}
 	var mine []ipam.Claim
 	for n := 0; ; n++ {
 		if len(mine) > 0 && (len(mine) > 4 || rand.IntN(2) == 0) {

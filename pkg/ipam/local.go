@@ -26,6 +26,7 @@ func newLocal(n *netconf.Network, node netconf.Node) *Local {
 	return &Local{
 		Pool: &Pool{
 			Dir:         filepath.Join(n.RunDir, "ipam", n.Name),
+			Boot:        node.BootID,
 			LockTimeout: lockTimeout,
 			Restore: func() ([]Claim, error) {
 				store := record.Store{Dir: filepath.Join(n.DataDir, record.Dir)}

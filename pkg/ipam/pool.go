@@ -21,6 +21,7 @@ import (
 // any instruction.
 //
 //	<Dir>/lock                  held by whoever changes anything below
+//	<Dir>/pool/boot             a symbolic link to the boot that it is of
 //	<Dir>/pool/claims/<addr>    a symbolic link to its owner: the truth
 //	<Dir>/pool/owners/<owner>   a symbolic link to all of its addresses
 //	<Dir>/pool/windows/<range>  which addresses are free: a cache
@@ -30,14 +31,18 @@ import (
 // after them, so whatever a crash leaves is found by its owner, without a
 // search. An address is free when it has no claim, whatever the caches say.
 //
-// Dir belongs on a file system that a reboot empties: no pod outlives one, so
-// no claim should. Nothing is flushed to disk, for the same reason.
+// No pod outlives a reboot, so no claim does: Dir belongs on a file system that
+// a reboot empties, and where it isn't, what an earlier boot left is dropped.
+// Nothing is flushed to disk, for the same reason.
 type Pool struct {
 	Dir string
+	// Boot is the identity of the present boot (netconf.BootID). Allocate
+	// alone needs it.
+	Boot string
 	// LockTimeout is how long to wait for other processes.
 	LockTimeout time.Duration
-	// Restore gives the claims of attachments that are there although Dir is
-	// not: someone deleted it. Nil stands for none.
+	// Restore gives the claims of this boot's attachments for a Dir that is
+	// new: someone may have deleted the one before. Nil stands for none.
 	Restore func() ([]Claim, error)
 }
 
@@ -179,24 +184,30 @@ func (p *Pool) lock(ctx context.Context) (unlock func(), err error) {
 	return unlock, nil
 }
 
-// restore makes the pool where there is none. It is complete when it gets its
-// name.
+// restore makes the pool where there is none of this boot. It is complete when
+// it gets its name.
 func (p *Pool) restore() error {
-	if _, err := os.Lstat(p.pool()); !errors.Is(err, fs.ErrNotExist) {
+	boot, err := os.Readlink(filepath.Join(p.pool(), "boot"))
+	if err == nil && boot == p.Boot {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	unfinished := p.pool() + ".new"
-	if err := os.RemoveAll(unfinished); err != nil {
+	if err = os.RemoveAll(unfinished); err != nil {
 		return err
 	}
 	for _, dir := range []string{"claims", "owners", "windows"} {
-		if err := os.MkdirAll(filepath.Join(unfinished, dir), 0o700); err != nil {
+		if err = os.MkdirAll(filepath.Join(unfinished, dir), 0o700); err != nil {
 			return err
 		}
 	}
+	if err = os.Symlink(p.Boot, filepath.Join(unfinished, "boot")); err != nil {
+		return err
+	}
 	var claims []Claim
 	if p.Restore != nil {
-		var err error
 		if claims, err = p.Restore(); err != nil {
 			return err
 		}
@@ -205,6 +216,9 @@ func (p *Pool) restore() error {
 		if err := p.claim(unfinished, c); err != nil {
 			return err
 		}
+	}
+	if err := os.RemoveAll(p.pool()); err != nil {
+		return err
 	}
 	return os.Rename(unfinished, p.pool())
 }

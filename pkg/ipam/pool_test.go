@@ -25,7 +25,7 @@ var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
 func newPool(t testing.TB) *ipam.Pool {
 	t.Helper()
-	return &ipam.Pool{Dir: filepath.Join(t.TempDir(), "run", "ipam", "weft"), LockTimeout: time.Minute}
+	return &ipam.Pool{Dir: filepath.Join(t.TempDir(), "run", "ipam", "weft"), Boot: "b", LockTimeout: time.Minute}
 }
 
 func ranges(s ...string) []netip.Prefix {
@@ -472,4 +472,23 @@ func TestRestore(t *testing.T) {
 	}
 	p.Restore = nil // the half-made pool of before is in nobody's way
 	same(t, allocate(t, p, owner(5), r), addrs("10.0.0.2", "fd00::2"))
+}
+
+// Where the run directory survives a reboot, the claims in it don't.
+func TestReboot(t *testing.T) {
+	p := newPool(t)
+	r := ranges("10.0.0.0/24", "fd00::/64")
+	allocate(t, p, owner(1), r)
+	allocate(t, p, owner(2), r)
+	p.Boot = "c"
+	p.Restore = func() ([]ipam.Claim, error) {
+		return []ipam.Claim{{Owner: owner(3), Addrs: addrs("10.0.0.3")}}, nil
+	}
+	same(t, allocate(t, p, owner(4), r), addrs("10.0.0.2", "fd00::2"))
+	release(t, p, owner(1)) // its DEL comes late
+	must(t, p.Holds(owner(4), addrs("10.0.0.2", "fd00::2")))
+	same(t, allocate(t, p, owner(5), r), addrs("10.0.0.4", "fd00::3"))
+	if got := left(t, p); len(got) != 3+3+2 {
+		t.Errorf("left: %v", got)
+	}
 }

@@ -47,7 +47,7 @@ func (e *InputError) Unwrap() error { return e.Kind }
 // that it may be a misspelling of is put into the message.
 func unknownKey(key, path string, raw json.RawMessage, known []string) error {
 	hint := ""
-	if k := nearest(key, known); k != "" {
+	if k := Nearest(key, known); k != "" {
 		hint = fmt.Sprintf(" did you mean %s%s?", path, k)
 	}
 	return fmt.Errorf("%w: unknown key %s%s (%s);%s accepted: %s",

@@ -8,11 +8,11 @@ import (
 // list joins words for a message.
 func list(words []string) string { return strings.Join(words, ", ") }
 
-// nearest is the word that key is most likely a misspelling of; empty where
-// none is near.
-func nearest(key string, words []string) string {
+// Nearest is the known key that key is most likely a misspelling of; empty
+// where none is near. The daemon's settings suggest by it as well.
+func Nearest(key string, known []string) string {
 	best, least := "", 3
-	for _, w := range words {
+	for _, w := range known {
 		// A short word has others within two edits that mean something else.
 		if d := distance(strings.ToLower(key), strings.ToLower(w)); d < least && d <= len(w)/2 {
 			best, least = w, d
