@@ -29,7 +29,7 @@ help: ## show this list
 
 .PHONY: demo
 demo: build ## three nodes, a real API server, pods that talk; KEEP=1 leaves it up
-	@go run ./test/demo $(if $(KEEP),-keep)
+	@WEFT_BIN_DIR=$(CURDIR)/bin go run ./test/demo $(if $(KEEP),-keep)
 
 ##@ Build
 

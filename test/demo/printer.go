@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -64,17 +63,16 @@ func (p *printer) bold(s string) string {
 	return "\033[1m" + s + "\033[0m"
 }
 
-// table writes rows in columns, indented; cells are aligned to the left.
-func (p *printer) table(rows [][]string) {
+// row writes cells in columns of the given widths, indented; the last cell is
+// as long as it is.
+func (p *printer) row(widths []int, cells ...string) {
 	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
-	for _, row := range rows {
-		fmt.Fprintf(w, "  %s\n", strings.Join(row, "\t"))
+	for i, cell := range cells {
+		width := 0
+		if i < len(cells)-1 {
+			width = widths[min(i, len(widths)-1)]
+		}
+		fmt.Fprintf(&b, "%-*s", width, cell)
 	}
-	if err := w.Flush(); err != nil {
-		panic(err) // a strings.Builder takes all
-	}
-	for line := range strings.Lines(b.String()) {
-		p.line("%s", strings.TrimRight(line, " \n"))
-	}
+	p.line("  %s", strings.TrimRight(b.String(), " "))
 }

@@ -28,7 +28,8 @@ type breakage struct {
 func (d *demo) showRepairs(ctx context.Context) error {
 	from, to := d.pods[0], d.pods[podsOnANode]
 	d.out.title("Breaking things, while pod %s sends pod %s an echo each millisecond", from.Name, to.Name)
-	rows := [][]string{{"broken", "repair", "after", "echoes lost"}}
+	widths := []int{34, 46, 10}
+	d.out.row(widths, "broken", "repair", "after", "echoes lost")
 	for _, b := range []breakage{
 		{what: "FDB entry for n2 deleted on n1", do: d.breakFDB},
 		{what: "VXLAN device deleted on n1", do: d.breakLink},
@@ -40,11 +41,8 @@ func (d *demo) showRepairs(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		rows = append(rows, row)
-		d.out.step("%s", b.what)
+		d.out.row(widths, row...)
 	}
-	d.out.line("")
-	d.out.table(rows)
 	return nil
 }
 
