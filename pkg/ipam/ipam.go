@@ -84,8 +84,8 @@ type Allocator interface {
 	// Del releases all that the attachment holds; it does nothing when that
 	// is nothing, and never touches another attachment's addresses.
 	Del(context.Context) error
-	// GC releases what belongs to attachments that keep says no to. The
-	// caller excludes concurrent ADDs.
+	// GC releases what belongs to attachments that keep says no to. Those of
+	// other networks may be among them. The caller excludes concurrent ADDs.
 	GC(ctx context.Context, keep func(Owner) bool) error
 	// Status reports whether Add can work at all.
 	Status(context.Context) error

@@ -25,12 +25,13 @@ type Local struct {
 func newLocal(n *netconf.Network, node netconf.Node) *Local {
 	return &Local{
 		Pool: &Pool{
-			Dir:         filepath.Join(n.RunDir, "ipam", n.Name),
+			// All networks of the mode take from the same ranges.
+			Dir:         filepath.Join(n.RunDir, "ipam", string(n.Mode)),
 			Boot:        node.BootID,
 			LockTimeout: lockTimeout,
 			Restore: func() ([]Claim, error) {
 				store := record.Store{Dir: filepath.Join(n.DataDir, record.Dir)}
-				return recorded(store, n.Name, node.BootID)
+				return recorded(store, n.Mode, node.BootID)
 			},
 		},
 		Owner:  Owner{n.Env.ContainerID, n.Env.IfName},
@@ -43,7 +44,7 @@ func newLocal(n *netconf.Network, node netconf.Node) *Local {
 // records with one address the first has it. A record that can't be read is
 // passed over: nothing can be said of it, and it must not keep all pods of
 // the node from starting.
-func recorded(store record.Store, network, bootID string) ([]Claim, error) {
+func recorded(store record.Store, mode netconf.Mode, bootID string) ([]Claim, error) {
 	attachments, err := store.List()
 	if err != nil && len(record.Corrupt(err)) == 0 {
 		return nil, err
@@ -51,7 +52,7 @@ func recorded(store record.Store, network, bootID string) ([]Claim, error) {
 	var claims []Claim
 	taken := map[netip.Addr]bool{}
 	for _, a := range attachments {
-		if a.Network != network || a.IPAM != netconf.Type || a.BootID != bootID {
+		if a.Mode != string(mode) || a.IPAM != netconf.Type || a.BootID != bootID {
 			continue
 		}
 		c := Claim{Owner: Owner{a.ContainerID, a.IfName}}

@@ -3,6 +3,7 @@ package ipam_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -78,14 +79,15 @@ func TestLocal(t *testing.T) {
 	}
 }
 
-// Networks have pools of their own, though their addresses be the same.
-func TestLocalNetworksAreApart(t *testing.T) {
+// The networks of a node share its ranges, so no two attachments have one
+// address.
+func TestLocalNetworksShareTheNodesRanges(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"a", "b", "lock", "pool"} {
+	for i, name := range []string{"a", "b", "lock", "pool"} {
 		keys := map[string]any{"name": name, "runDir": dir, "dataDir": dir}
-		got, err := ipam.New(network(t, podEnv(netconf.Add, owner(1)), keys), exampleNode()).Add(t.Context())
+		got, err := ipam.New(network(t, podEnv(netconf.Add, owner(i)), keys), exampleNode()).Add(t.Context())
 		must(t, err)
-		same(t, got.IPs(), addrs("10.244.1.2", "fd00::2"))
+		same(t, got.IPs(), addrs(fmt.Sprintf("10.244.1.%d", i+2), fmt.Sprintf("fd00::%d", i+2)))
 	}
 }
 
@@ -102,7 +104,7 @@ func TestLocalRestoresFromRecords(t *testing.T) {
 		"alive":     func(r *record.Attachment) { r.Addrs = addrs("10.244.1.2", "fd00::3") },
 		"later":     func(r *record.Attachment) { r.Addrs = addrs("10.244.1.2") }, // one address twice
 		"rebooted":  func(r *record.Attachment) { r.Addrs = addrs("10.244.1.3"); r.BootID = "a" },
-		"elsewhere": func(r *record.Attachment) { r.Addrs = addrs("10.244.1.3"); r.Network = "other" },
+		"elsewhere": func(r *record.Attachment) { r.Addrs = addrs("10.244.1.3"); r.Mode = "segment" },
 		"delegated": func(r *record.Attachment) { r.Addrs = addrs("10.244.1.3"); r.IPAM = "host-local" },
 		"bare":      func(*record.Attachment) {},
 	} {

@@ -16,7 +16,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flock"
 )
 
-// Pool is the addresses of one network on this node: who has which. Any number
+// Pool is the addresses of the node's pods: who has which. Any number
 // of processes may use one Pool's directory at once, and each may be killed at
 // any instruction.
 //
