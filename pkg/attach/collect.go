@@ -44,7 +44,7 @@ func (p *Plugin) Collect(ctx context.Context, n *netconf.Network) error {
 	}
 	failed("links", p.collectLinks(n, keep))
 	failed("unfinished records", store(n).Clean())
-	failed("addresses", ipam.New(n, netconf.Node{}).GC(ctx, func(o ipam.Owner) bool { return keep[o] }))
+	failed("addresses", p.collectClaims(ctx, n, keep))
 	return errors.Join(errs...)
 }
 
@@ -120,4 +120,24 @@ func (p *Plugin) collectLinks(n *netconf.Network, keep map[ipam.Owner]bool) erro
 		errs = append(errs, veth.Remove(e.Name))
 	}
 	return errors.Join(errs...)
+}
+
+// collectClaims releases the addresses of attachments of which nothing else is
+// left: no place among what is to be kept, no record, no host end. Those of
+// other networks have at least one of these.
+func (p *Plugin) collectClaims(ctx context.Context, n *netconf.Network, keep map[ipam.Owner]bool) error {
+	alive, err := p.recordedLinks(n)
+	if err != nil {
+		return err
+	}
+	ends, err := veth.List()
+	if err != nil {
+		return err
+	}
+	for _, e := range ends {
+		alive[e.Name] = true
+	}
+	return ipam.New(n, netconf.Node{}).GC(ctx, func(o ipam.Owner) bool {
+		return keep[o] || alive[veth.HostLink(o.ContainerID, o.IfName)]
+	})
 }

@@ -33,10 +33,10 @@ func (p *Plugin) detach(ctx context.Context, n *netconf.Network) error {
 	id, ifName := n.Env.ContainerID, n.Env.IfName
 	rec, err := store(n).Get(id, ifName)
 	var corrupt *record.CorruptError
-	as := n
+	as, recorded := n, err == nil
 	switch {
-	case err == nil:
-		as = p.recorded(rec, n)
+	case recorded:
+		as = p.asRecorded(rec, n)
 	case errors.As(err, &corrupt):
 		p.Log.Warn("detaching without the record", "error", err)
 	case !errors.Is(err, fs.ErrNotExist):
@@ -49,15 +49,21 @@ func (p *Plugin) detach(ctx context.Context, n *netconf.Network) error {
 	if err := veth.Remove(veth.HostLink(id, ifName)); err != nil {
 		return err
 	}
-	if err := ipam.New(as, netconf.Node{}).Del(ctx); err != nil {
+	err = ipam.New(as, netconf.Node{}).Del(ctx)
+	if errors.Is(err, ipam.ErrNoPlugin) && !recorded {
+		// Without a record there is no sign that it ever gave an address.
+		p.Log.Warn("detaching without the IPAM plugin", "error", err)
+		err = nil
+	}
+	if err != nil {
 		return fmt.Errorf("release the addresses: %w", err)
 	}
 	return store(n).Delete(id, ifName)
 }
 
-// recorded is the configuration of the ADD, which knows best where its
+// asRecorded is the configuration of the ADD, which knows best where its
 // addresses came from, or else that of the DEL.
-func (p *Plugin) recorded(rec record.Attachment, n *netconf.Network) *netconf.Network {
+func (p *Plugin) asRecorded(rec record.Attachment, n *netconf.Network) *netconf.Network {
 	as, err := asAdded(rec, n.Env)
 	if err != nil {
 		p.Log.Warn("detaching with the runtime's configuration", "error", err)

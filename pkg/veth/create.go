@@ -33,11 +33,14 @@ func (e *KernelError) Unwrap() error { return e.Err }
 // elsewhere.
 type InUseError struct {
 	Addr netip.Addr
-	Link string // where it leads
+	Link string // where it leads; empty for an unreachable, prohibit or blackhole route
 }
 
 func (e *InUseError) Error() string {
-	return fmt.Sprintf("address %s: a route to it leads to %s", e.Addr, e.Link)
+	if e.Link == "" {
+		return fmt.Sprintf("address %s: a route to it leads nowhere", e.Addr)
+	}
+	return fmt.Sprintf("address %s: a route to it leads to link %s", e.Addr, e.Link)
 }
 
 // Create makes the pair between the caller's network namespace and pod, with
@@ -204,6 +207,9 @@ func (e *end) addHostRoute(r kernel.Route) error {
 	if err != nil {
 		return err
 	}
+	if link == e.name {
+		return nil // the daemon, which knows the record, was quicker
+	}
 	return &InUseError{Addr: r.Dst.Addr(), Link: link}
 }
 
@@ -224,7 +230,11 @@ func (e *end) addPodRoute(r Route) error {
 	}
 	route.Gw = r.Via.AsSlice()
 	route.Flags = int(netlink.FLAG_ONLINK)
-	return e.RouteAdd(route)
+	err := e.RouteAdd(route)
+	if errors.Is(err, unix.EEXIST) && r.Dst.Bits() == 0 {
+		err = fmt.Errorf(`%w, through another interface of the pod; "defaultRoute": false leaves it out here`, err)
+	}
+	return err
 }
 
 // enableIPv6 turns IPv6 on for this one interface and reports whether it was
@@ -265,9 +275,15 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// routeLink names the link that the node's route to exactly ip leads to.
+// routeLink names the link that the node's route to exactly ip leads to. It is
+// empty where there is no such route, or one that leads nowhere.
 func routeLink(h *netlink.Handle, ip netip.Addr) (string, error) {
 	routes, err := h.RouteGetWithOptions(ip.AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
+	for _, none := range []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL} {
+		if errors.Is(err, none) {
+			return "", nil // the answers for no route, unreachable, prohibit and blackhole
+		}
+	}
 	if err != nil {
 		return "", fmt.Errorf("route to %s: %w", ip, err)
 	}
@@ -278,7 +294,6 @@ func routeLink(h *netlink.Handle, ip netip.Addr) (string, error) {
 		if link, err := h.LinkByIndex(r.LinkIndex); err == nil {
 			return link.Attrs().Name, nil
 		}
-		return fmt.Sprintf("no link (%s)", r), nil
 	}
 	return "", nil
 }

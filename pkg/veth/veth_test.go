@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/overlay"
 	"github.com/weft-cni/weft/pkg/veth"
 	"github.com/weft-cni/weft/test/testns"
 )
@@ -135,7 +136,7 @@ func TestTwoInterfaces(t *testing.T) {
 
 	third := pairOf("a1b2c3", "net2", "10.244.1.7")
 	err := veth.Create(openNetns(t, pod), third)
-	want := "in the pod: route 0.0.0.0/0 via 169.254.1.1 onlink dev net2: file exists"
+	want := "in the pod: route 0.0.0.0/0 via 169.254.1.1 onlink dev net2: file exists, through another interface of the pod; \"defaultRoute\": false leaves it out here"
 	if err == nil || err.Error() != want || !errors.Is(err, syscall.EEXIST) {
 		t.Errorf("second default route: %v, want %s", err, want)
 	}
@@ -151,13 +152,14 @@ func TestIPv6Disabled(t *testing.T) {
 		ns.Sysctl(t, "net/ipv6/conf/default/disable_ipv6", "1")
 	}
 	disabled := func(ns *testns.NS, link string) (value string) {
-		ns.Do(t, func() {
+		err := ns.Do(func() error {
 			b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + link + "/disable_ipv6")
-			if err != nil {
-				t.Error(err)
-			}
 			value = strings.TrimSpace(string(b))
+			return err
 		})
+		if err != nil {
+			t.Error(err)
+		}
 		return value
 	}
 	four := pairOf("a1b2c3", "eth0", "10.244.1.5")
@@ -208,7 +210,7 @@ func TestCreateRefused(t *testing.T) {
 			create(t, testns.New(t), pair("d4e5f6", "10.244.1.4", "fd00:10:244:1::5"))
 		},
 		pair: pair("a1b2c3", "10.244.1.5", "fd00:10:244:1::5"),
-		want: "address fd00:10:244:1::5: a route to it leads to weft2iuisvdu7qo",
+		want: "address fd00:10:244:1::5: a route to it leads to link weft2iuisvdu7qo",
 	}, {
 		name:    "mtu too small for IPv6",
 		prepare: func(*testing.T, *testns.NS, *testns.NS) {},
@@ -235,6 +237,17 @@ func TestCreateRefused(t *testing.T) {
 				t.Errorf("left behind:\n%s--- before\n%s", after, before)
 			}
 		})
+	}
+}
+
+// TestHostIsTheDaemonsPlan: the daemon restores the node's side of a pod, by a
+// plan of its own.
+func TestHostIsTheDaemonsPlan(t *testing.T) {
+	p := pair("a1b2c3", "10.244.1.5", "fd00:10:244:1::5")
+	host := p.Host()
+	delete(host, kernel.Key{Kind: kernel.KindLink, Name: p.HostLink})
+	if want := overlay.PlanPod(p.HostLink, p.MAC, p.Addrs); host.String() != want.String() {
+		t.Errorf("got\n%swant\n%s", host, want)
 	}
 }
 

@@ -64,31 +64,27 @@ func (ns *NS) Join(t testing.TB) {
 	}
 }
 
-// Do runs f in ns and waits for it.
-func (ns *NS) Do(t testing.TB, f func()) {
-	t.Helper()
+// Do runs f in ns and waits for it. Processes that it starts are there too.
+func (ns *NS) Do(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked
-		err := netns.Set(ns.fd)
-		if err == nil {
-			f()
+		if err := netns.Set(ns.fd); err != nil {
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
 		}
-		done <- err
+		done <- f()
 	}()
-	if err := <-done; err != nil {
-		t.Fatalf("enter network namespace: %v", err)
-	}
+	return <-done
 }
 
 // Sysctl sets a kernel setting in ns, by its path below /proc/sys.
 func (ns *NS) Sysctl(t testing.TB, name, value string) {
 	t.Helper()
-	ns.Do(t, func() {
-		if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
-			t.Errorf("sysctl: %v", err)
-		}
-	})
+	err := ns.Do(func() error { return os.WriteFile("/proc/sys/"+name, []byte(value), 0) })
+	if err != nil {
+		t.Fatalf("sysctl: %v", err)
+	}
 }
 
 // Close lets go of the namespace: nothing is at Path any more.
