@@ -11,8 +11,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +genclient:noStatus
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,path=vteps,singular=vtep,categories=weft
-// +kubebuilder:printcolumn:name="Underlay",type=string,JSONPath=`.spec.underlay[*]`,description="Addresses that tunnels to the node end at"
-// +kubebuilder:printcolumn:name="Pod CIDRs",type=string,JSONPath=`.spec.podCIDRs[*]`,description="Address ranges of the node's pods"
+// +kubebuilder:printcolumn:name="Underlay",type=string,JSONPath=`.spec.underlay`,description="Addresses that tunnels to the node end at"
+// +kubebuilder:printcolumn:name="Pod CIDRs",type=string,JSONPath=`.spec.podCIDRs`,description="Address ranges of the node's pods"
 // +kubebuilder:printcolumn:name="MAC",type=string,priority=1,JSONPath=`.spec.mac`,description="Ethernet address of the node's VXLAN device"
 // +kubebuilder:printcolumn:name="Port",type=integer,priority=1,JSONPath=`.spec.port`,description="UDP port of the node's VXLAN device"
 // +kubebuilder:printcolumn:name="MTU",type=integer,priority=1,JSONPath=`.spec.mtu`,description="MTU of the node's underlay interface"
