@@ -30,7 +30,8 @@ func Main(m interface{ Run() int }) {
 }
 
 // Run runs f where clusters can be made, clears all that clusters left and
-// gives f's exit status. As root that is this process; otherwise it is a copy
+// gives f's exit status: 128 and the signal's number where a signal came and f
+// did not return soon. As root that is this process; otherwise it is a copy
 // of it that is root of a new user namespace, where the kernel allows one.
 // SIGINT and SIGTERM cancel f's context.
 func Run(f func(context.Context) int) int { return run(f, grace) }
@@ -55,10 +56,7 @@ func run(f func(context.Context) int, grace time.Duration) int {
 			code = 128 + int(number)
 		}
 		select {
-		case own := <-status:
-			if own != 0 {
-				code = own
-			}
+		case code = <-status:
 		case <-time.After(grace):
 		case <-signals:
 		}

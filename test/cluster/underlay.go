@@ -88,7 +88,10 @@ func newSwitch(families Families, mtu int) (*space, error) {
 				return err
 			}
 		}
-		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName, MTU: mtu}}
+		// Without an address of its own it takes the lowest of its ports', and
+		// changes it with them.
+		mac := net.HardwareAddr{0x02, 0x57, 0xef, 0x70, 0, 0}
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName, MTU: mtu, HardwareAddr: mac}}
 		return addLink(bridge, switchPrefixes(families))
 	})
 }
