@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -87,6 +88,18 @@ var codes = []struct {
 	{as[*fs.PathError], CodeIO},
 	{as[*os.LinkError], CodeIO},
 	{as[*os.SyscallError], CodeIO},
+}
+
+// Codes are all codes that Report gives an error of Weft's own.
+func Codes() []uint {
+	all := []uint{CodeInternal}
+	for _, c := range codes {
+		if !slices.Contains(all, c.code) {
+			all = append(all, c.code)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 func is(target error) func(error) bool {
