@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"maps"
 	"sync"
 
 	"github.com/weft-cni/weft/pkg/kernel"
@@ -83,6 +84,15 @@ func (i *inbox) peers(all map[string]claim) {
 }
 
 func (i *inbox) node(n Node) { i.put(func(w *work) { w.node = &n }) }
+
+func (i *inbox) pods(dirty links) {
+	i.put(func(w *work) {
+		if w.pods == nil {
+			w.pods = links{}
+		}
+		maps.Copy(w.pods, dirty)
+	})
+}
 
 // kernel notes an event that isn't of our own making.
 func (i *inbox) kernel(e kernel.Event) {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,7 +26,7 @@ type links map[string]struct{}
 // Delays before pods' links are looked at: an ADD or DEL changes several
 // things on one, and isn't interfered with.
 const (
-	podDelay  = 250 * time.Millisecond // after an event
+	podDelay  = 500 * time.Millisecond // after an event
 	podGrowth = 5 * time.Second        // an attachment's own time, from its record on
 )
 
@@ -48,20 +47,15 @@ func gatherPods(ctx context.Context, events <-chan string, in *inbox) {
 			}
 			dirty[name] = struct{}{}
 		case <-timer.C:
-			in.put(func(w *work) {
-				if w.pods == nil {
-					w.pods = links{}
-				}
-				maps.Copy(w.pods, dirty)
-			})
+			in.pods(dirty)
 			dirty = links{}
 		}
 	}
 }
 
 // restorePods puts routes and neighbours of pods back: of all pods, or of
-// those on dirty links. A pod isn't the node: what fails here is for the next
-// resync.
+// those on dirty links. Those that are too young are looked at again once they
+// aren't. A pod isn't the node: what fails here is for the next resync.
 func (r *runner) restorePods(all bool, dirty links) {
 	attached, err := r.attachments()
 	if err != nil {
@@ -72,12 +66,19 @@ func (r *runner) restorePods(all bool, dirty links) {
 		r.metrics.failed(stepRead)
 		r.log.Warn("pods' links can't be read", "err", err)
 	}
-	want := kernel.State{}
+	want, young := kernel.State{}, links{}
 	for _, a := range attached {
 		_, isDirty := dirty[a.HostLink]
-		if (all || isDirty) && time.Since(a.Created) >= podGrowth && slices.Contains(names, a.HostLink) {
+		switch {
+		case !all && !isDirty || !slices.Contains(names, a.HostLink):
+		case time.Since(a.Created) < podGrowth:
+			young[a.HostLink] = struct{}{}
+		default:
 			want.Merge(overlay.PlanPod(a.HostLink, a.PodMAC, a.Addrs))
 		}
+	}
+	if len(young) > 0 {
+		time.AfterFunc(podGrowth, func() { r.inbox.pods(young) })
 	}
 	have, err := r.kernel.ReadKeys(want.Keys())
 	if err != nil {
