@@ -135,7 +135,7 @@ func (h *Handle) applyLink(op kernel.Op) error {
 		return fmt.Errorf("%T is not a link that can be made", op.Want)
 	}
 	if op.Verb != kernel.Replace {
-		if err := h.all(vxlanCreate(want)); err != nil {
+		if err := h.createVXLAN(want); err != nil {
 			return fmt.Errorf("create: %w", err)
 		}
 	}
@@ -153,6 +153,29 @@ func (h *Handle) applyLink(op kernel.Op) error {
 		return err
 	}
 	return h.up(l.index)
+}
+
+// createVXLAN makes a device. The kernel takes one for each VNI and port: where
+// ours is there under a name that somebody else gave it, it goes first.
+func (h *Handle) createVXLAN(want kernel.VXLAN) error {
+	exists := h.all(vxlanCreate(want))
+	if !errors.Is(exists, unix.EEXIST) {
+		return exists
+	}
+	all, err := h.links()
+	if err != nil {
+		return errors.Join(exists, err)
+	}
+	for _, l := range all {
+		switch {
+		case l.kind != "vxlan" || l.vxlan.vni != want.VNI || l.vxlan.port != want.Port:
+		case l.mac != want.MAC:
+			return fmt.Errorf("VNI %d on port %d is taken by link %s: %w", want.VNI, want.Port, l.name, exists)
+		default:
+			return h.all(linkDelete(l.index), vxlanCreate(want))
+		}
+	}
+	return exists
 }
 
 // up sets a link up, without an IPv6 link-local address where the kernel has
