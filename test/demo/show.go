@@ -91,9 +91,9 @@ func (d *demo) showOutside(ctx context.Context) error {
 // Pods and nodes are measured in turns, since the machine has other things to
 // do; the median of the turns is shown.
 const (
-	turns      = 3
-	streamTime = 500 * time.Millisecond
-	roundTrips = 3000
+	turns      = 5
+	streamTime = 300 * time.Millisecond
+	roundTrips = 2000
 )
 
 // speed is what is measured between two places.

@@ -51,14 +51,22 @@ func Find(ctx context.Context, log io.Writer) (Set, error) {
 	if set.check() == nil {
 		return set, nil
 	}
-	if dir, ok := b.envtest(ctx); ok {
-		return setIn(dir), nil
-	}
-	err = b.build(ctx, "kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", "about 5 to 8 minutes on two cores")
+	unlock, err := b.lock(ctx)
 	if err != nil {
 		return Set{}, err
 	}
-	return set, b.build(ctx, "etcd", "go.etcd.io/etcd/server/v3", "less than a minute")
+	defer unlock()
+	if set.check() == nil {
+		return set, nil // another process was quicker
+	}
+	if dir, ok := b.envtest(ctx); ok {
+		return set, set.link(setIn(dir))
+	}
+	err = b.compile(ctx, "kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", "about 5 to 8 minutes on two cores")
+	if err != nil {
+		return Set{}, err
+	}
+	return set, b.compile(ctx, "etcd", "go.etcd.io/etcd/server/v3", "less than a minute")
 }
 
 // GarbageCollector gives the program hack/kube/garbage-collector, built where
@@ -132,6 +140,19 @@ func (s Set) check() error {
 	return errors.Join(apiServer, etcd)
 }
 
+// link makes s symbolic links to other, so that the next look is a quick one.
+func (s Set) link(other Set) error {
+	for link, to := range map[string]string{s.APIServer: other.APIServer, s.Etcd: other.Etcd} {
+		if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := os.Symlink(to, link); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // builder builds programs of a module into a cache.
 type builder struct {
 	module  string // its directory
@@ -189,15 +210,11 @@ func moduleRoot() (string, error) {
 	}
 }
 
-// build makes cache/name from a package, or from the module's tools a directory
-// of that name, where it isn't there.
+// build is compile for what isn't there, and for one process at a time.
 func (b *builder) build(ctx context.Context, name, pkg, duration string) error {
 	path := filepath.Join(b.cache, name)
 	if _, err := os.Stat(path); err == nil {
 		return nil
-	}
-	if err := os.MkdirAll(b.cache, 0o755); err != nil {
-		return err
 	}
 	unlock, err := b.lock(ctx)
 	if err != nil {
@@ -205,8 +222,14 @@ func (b *builder) build(ctx context.Context, name, pkg, duration string) error {
 	}
 	defer unlock()
 	if _, err := os.Stat(path); err == nil {
-		return nil // another process has built it meanwhile
+		return nil // another process was quicker
 	}
+	return b.compile(ctx, name, pkg, duration)
+}
+
+// compile makes cache/name from a package, or from the module's tools a
+// directory of that name.
+func (b *builder) compile(ctx context.Context, name, pkg, duration string) error {
 	fmt.Fprintf(b.log, "building %s once, %s; kept in %s\n", b.title(name), duration, b.cache)
 	stop := b.progress(name)
 	defer stop()
@@ -226,14 +249,14 @@ func (b *builder) build(ctx context.Context, name, pkg, duration string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", name, err, out)
 	}
-	return os.Rename(made, path)
+	return os.Rename(made, filepath.Join(b.cache, name))
 }
 
 func (b *builder) title(name string) string {
 	if b.version == "" {
 		return name
 	}
-	return name + " " + b.version
+	return name + " for Kubernetes " + b.version
 }
 
 // ldflags gives the programs of Kubernetes the version of their module, which
@@ -256,6 +279,9 @@ func (b *builder) ldflags() string {
 
 // lock makes this process the only one that builds into the cache.
 func (b *builder) lock(ctx context.Context) (unlock func(), err error) {
+	if err = os.MkdirAll(b.cache, 0o755); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(filepath.Join(b.cache, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
