@@ -161,7 +161,7 @@ type builder struct {
 	log     io.Writer
 }
 
-var kubernetesVersion = regexp.MustCompile(`(?m)^require k8s\.io/kubernetes (v\S+)$`)
+var kubernetesVersion = regexp.MustCompile(`(?m)^\s*(?:require )?k8s\.io/kubernetes (v\S+)$`)
 
 func newBuilder(log io.Writer) (*builder, error) {
 	root, err := moduleRoot()
@@ -175,7 +175,7 @@ func newBuilder(log io.Writer) (*builder, error) {
 	}
 	version := kubernetesVersion.FindSubmatch(mod)
 	if version == nil {
-		return nil, fmt.Errorf("%s/go.mod has no line %q", b.module, "require k8s.io/kubernetes vX.Y.Z")
+		return nil, fmt.Errorf("%s/go.mod does not require k8s.io/kubernetes", b.module)
 	}
 	b.version = string(version[1])
 	b.cache, err = cacheDir("kube-" + b.version)
