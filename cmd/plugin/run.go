@@ -25,38 +25,46 @@ func run(ctx context.Context, env netconf.Env, in io.Reader, out, logTo io.Write
 	config, err := io.ReadAll(in)
 	if err != nil {
 		err = fmt.Errorf("%w: read the network configuration: %w", attach.ErrIO, err)
-	} else {
-		err = perform(ctx, env, config, out, logTo)
+	}
+	var n *netconf.Network
+	if err == nil {
+		n, err = parse(config, env)
+	}
+	log, done := logger(n, env, logTo)
+	defer done()
+	if err == nil {
+		err = dispatch(ctx, log, n, out)
 	}
 	if err != nil {
+		log.Error("command not carried out", "error", err)
 		printError(out, config, err)
 	}
 	return err
 }
 
-func perform(ctx context.Context, env netconf.Env, config []byte, out, logTo io.Writer) error {
+// parse reads the configuration and refuses commands that its version doesn't
+// have.
+func parse(config []byte, env netconf.Env) (*netconf.Network, error) {
 	n, err := netconf.Parse(config, env)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := since(n); err != nil {
-		return err
+	first := map[string]string{netconf.Check: "0.4.0", netconf.GC: "1.1.0", netconf.Status: "1.1.0"}[env.Command]
+	if slices.Index(netconf.Versions, n.CNIVersion) >= slices.Index(netconf.Versions, first) {
+		return n, nil
 	}
-	log, done := logger(n, logTo)
-	defer done()
+	return nil, &netconf.InputError{
+		Kind: netconf.ErrVersion, Key: "cniVersion", Value: fmt.Sprintf("%q", n.CNIVersion),
+		Want: first + " or later for " + env.Command,
+	}
+}
+
+func dispatch(ctx context.Context, log *slog.Logger, n *netconf.Network, out io.Writer) error {
 	bootID, err := netconf.BootID(netconf.BootIDFile)
 	if err != nil {
 		return err
 	}
 	p := &attach.Plugin{Log: log, BootID: bootID}
-	if err := dispatch(ctx, p, n, out); err != nil {
-		log.Error("command not carried out", "error", err)
-		return err
-	}
-	return nil
-}
-
-func dispatch(ctx context.Context, p *attach.Plugin, n *netconf.Network, out io.Writer) error {
 	switch n.Env.Command {
 	case netconf.Add:
 		return add(ctx, p, n, out)
@@ -93,33 +101,23 @@ func add(ctx context.Context, p *attach.Plugin, n *netconf.Network, out io.Write
 	return err
 }
 
-// since refuses commands that the configuration's version doesn't have.
-func since(n *netconf.Network) error {
-	first := map[string]string{netconf.Check: "0.4.0", netconf.GC: "1.1.0", netconf.Status: "1.1.0"}[n.Env.Command]
-	from := slices.Index(netconf.Versions, first)
-	if slices.Index(netconf.Versions, n.CNIVersion) >= from {
-		return nil
-	}
-	return &netconf.InputError{
-		Kind: netconf.ErrVersion, Key: "cniVersion", Value: fmt.Sprintf("%q", n.CNIVersion),
-		Want: first + " or later for " + n.Env.Command,
-	}
-}
-
-// logger writes to n's log file, or to logTo where it has none or that can't
-// be opened.
-func logger(n *netconf.Network, logTo io.Writer) (log *slog.Logger, done func()) {
-	done = func() {}
+// logger writes to n's log file, or to logTo where there is none or it can't
+// be opened. Without a configuration n is nil.
+func logger(n *netconf.Network, env netconf.Env, logTo io.Writer) (log *slog.Logger, done func()) {
+	var options slog.HandlerOptions
 	var fault error
-	if n.LogFile != "" {
-		f, err := os.OpenFile(n.LogFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
-		if err == nil {
+	done = func() {}
+	if n != nil {
+		options.Level = n.LogLevel
+	}
+	if n != nil && n.LogFile != "" {
+		var f *os.File
+		if f, fault = os.OpenFile(n.LogFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640); fault == nil {
 			logTo, done = f, func() { f.Close() }
 		}
-		fault = err
 	}
-	log = slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: n.LogLevel})).With(
-		"command", n.Env.Command, "network", n.Name, "container", n.Env.ContainerID, "interface", n.Env.IfName,
+	log = slog.New(slog.NewTextHandler(logTo, &options)).With(
+		"command", env.Command, "container", env.ContainerID, "interface", env.IfName,
 	)
 	if fault != nil {
 		log.Warn("logging to standard error", "error", fault)
