@@ -92,6 +92,21 @@ type question struct {
 	seen chan time.Time
 }
 
+func (q question) isFDB(u netlink.NeighUpdate) bool {
+	return u.Type == q.typ[0] && u.Family == unix.AF_BRIDGE &&
+		u.HardwareAddr.String() == overlay.VTEPMAC(peerName(q.peer)).String()
+}
+
+// isNeigh doesn't look at the Ethernet address: what is told of a neighbour
+// that goes has none.
+func (q question) isNeigh(u netlink.NeighUpdate) bool {
+	return u.Type == q.typ[0] && u.Family == unix.AF_INET && u.IP.String() == overlay.Gateway(podCIDR(q.peer)).String()
+}
+
+func (q question) isRoute(u netlink.RouteUpdate) bool {
+	return u.Type == q.typ[1] && u.Dst != nil && u.Dst.String() == podCIDR(q.peer).String()
+}
+
 func newMonitor(n *cluster.Node) (*monitor, error) {
 	m := &monitor{
 		neighs: make(chan netlink.NeighUpdate, 1024),
@@ -137,13 +152,10 @@ func (m *monitor) run() {
 		case q = <-m.asked:
 			fdb, neigh, route = false, false, false
 		case u := <-m.neighs:
-			if u.Type != q.typ[0] || u.HardwareAddr.String() != overlay.VTEPMAC(peerName(q.peer)).String() {
-				continue
-			}
-			fdb = fdb || u.Family == unix.AF_BRIDGE
-			neigh = neigh || u.Family == unix.AF_INET
+			fdb = fdb || q.isFDB(u)
+			neigh = neigh || q.isNeigh(u)
 		case u := <-m.routes:
-			route = route || u.Type == q.typ[1] && u.Dst != nil && u.Dst.String() == podCIDR(q.peer).String()
+			route = route || q.isRoute(u)
 		}
 		if fdb && neigh && route {
 			q.seen <- time.Now()

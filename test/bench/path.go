@@ -51,7 +51,7 @@ func (b pathBench) run(ctx context.Context, r *report) error {
 		to := c.Node(2).Underlay()[family/6]
 		ways := [2]way{{nodes, to}, {podPlaces, pods[1].IP(family)}}
 		for _, w := range ways {
-			if _, err := probe.Ping(ctx, w.ends[0], w.to); err != nil {
+			if err := reachable(ctx, w); err != nil {
 				return err
 			}
 		}
@@ -66,6 +66,15 @@ func (b pathBench) run(ctx context.Context, r *report) error {
 type way struct {
 	ends [2]cluster.Place
 	to   netip.Addr
+}
+
+// reachable waits for a first answer: nodes learn of each other within
+// moments.
+func reachable(ctx context.Context, w way) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	_, err := probe.Ping(ctx, w.ends[0], w.to)
+	return err
 }
 
 // compare takes both figures of one address family. IPv4's are the marks'.
