@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/test/single"
 	"github.com/weft-cni/weft/test/testns"
 )
 
@@ -32,10 +31,8 @@ func buildAndRun(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	bin = dir
-	build := exec.Command("go", "build", "-ldflags", "-X main.version=v1.2.3", "-o", filepath.Join(dir, "weft"), ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
+	if err := single.Build(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
@@ -69,38 +66,14 @@ func weft(t *testing.T, env map[string]string, stdin string, args ...string) out
 	return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// node is a node with directories of its own, and the daemon's file.
-type node struct {
-	*testns.NS
-	dir string
-}
-
-func newNode(t *testing.T) node {
-	t.Helper()
-	n := node{NS: testns.Enter(t), dir: t.TempDir()}
-	bootID, err := netconf.BootID(netconf.BootIDFile)
-	must(t, err)
-	_, err = netconf.WriteNode(filepath.Join(n.dir, "run"), netconf.Node{
-		Name: "node1", BootID: bootID, MTU: 1450,
-		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
-	})
-	must(t, err)
-	return n
-}
-
 // config is a network configuration with further keys.
-func (n node) config(t *testing.T, more string) string {
+func config(t *testing.T, n *single.Node, more string) string {
 	t.Helper()
-	config := map[string]any{
-		"cniVersion": "1.1.0", "name": "weft", "type": "weft",
-		"runDir": filepath.Join(n.dir, "run"), "dataDir": filepath.Join(n.dir, "data"),
-	}
+	keys := map[string]any{}
 	if more != "" {
-		must(t, json.Unmarshal([]byte(more), &config))
+		must(t, json.Unmarshal([]byte(more), &keys))
 	}
-	data, err := json.Marshal(config)
-	must(t, err)
-	return string(data)
+	return string(n.Config(t, keys))
 }
 
 func env(command string, pod *testns.NS) map[string]string {
@@ -131,8 +104,8 @@ func TestByHand(t *testing.T) {
 }
 
 // hide replaces what differs from run to run.
-func hide(s string, n node, pod *testns.NS) string {
-	s = strings.NewReplacer(n.dir, "DIR", pod.Path, "NETNS").Replace(s)
+func hide(s string, n *single.Node, pod *testns.NS) string {
+	s = strings.NewReplacer(n.Dir, "DIR", pod.Path, "NETNS").Replace(s)
 	return regexp.MustCompile(`time=\S+ `).ReplaceAllString(s, "")
 }
 
@@ -158,9 +131,9 @@ func TestRefused(t *testing.T) {
 		"check-unattached":   {command: "CHECK", more: `{"prevResult": {"cniVersion": "1.1.0"}}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n, pod := newNode(t), testns.New(t)
+			n, pod := single.New(t), testns.New(t)
 			if c.config == "" {
-				c.config = n.config(t, c.more)
+				c.config = config(t, n, c.more)
 			}
 			e := env(c.command, pod)
 			for k, v := range c.env {
@@ -184,11 +157,11 @@ func TestRefused(t *testing.T) {
 }
 
 func TestLogFile(t *testing.T) {
-	n, pod := newNode(t), testns.New(t)
-	file := filepath.Join(n.dir, "weft.log")
+	n, pod := single.New(t), testns.New(t)
+	file := filepath.Join(n.Dir, "weft.log")
 	more := fmt.Sprintf(`{"logFile": %q, "logLevel": "debug"}`, file)
-	add := weft(t, env("ADD", pod), n.config(t, more))
-	again := weft(t, env("ADD", pod), n.config(t, more))
+	add := weft(t, env("ADD", pod), config(t, n, more))
+	again := weft(t, env("ADD", pod), config(t, n, more))
 	if add.code != 0 || again.code != 1 || add.stderr != "" || again.stderr != "" {
 		t.Errorf("first ADD: %s\nsecond ADD: %s", add, again)
 	}
@@ -199,15 +172,15 @@ func TestLogFile(t *testing.T) {
 			t.Errorf("%q is missing in\n%s", want, log)
 		}
 	}
-	more = fmt.Sprintf(`{"logFile": %q}`, filepath.Join(n.dir, "no/such/dir/log"))
-	if del := weft(t, env("DEL", pod), n.config(t, more)); del.code != 0 || !strings.Contains(del.stderr, "logging to standard error") {
+	more = fmt.Sprintf(`{"logFile": %q}`, filepath.Join(n.Dir, "no/such/dir/log"))
+	if del := weft(t, env("DEL", pod), config(t, n, more)); del.code != 0 || !strings.Contains(del.stderr, "logging to standard error") {
 		t.Errorf("with a log file that can't be opened: %s", del)
 	}
 }
 
 // TestUndeliverable: an ADD whose result can't be printed leaves nothing.
 func TestUndeliverable(t *testing.T) {
-	n, pod := newNode(t), testns.New(t)
+	n, pod := single.New(t), testns.New(t)
 	r, w, err := os.Pipe()
 	must(t, err)
 	must(t, r.Close())
@@ -218,7 +191,7 @@ func TestUndeliverable(t *testing.T) {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
 	var stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(n.config(t, "")), w, &stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(config(t, n, "")), w, &stderr
 	err = cmd.Run()
 	must(t, w.Close())
 	if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(stderr.String(), "print the result: write /dev/stdout: broken pipe") {

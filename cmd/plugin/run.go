@@ -36,7 +36,7 @@ func run(ctx context.Context, env netconf.Env, in io.Reader, out, logTo io.Write
 		err = dispatch(ctx, log, n, out)
 	}
 	if err != nil {
-		log.Error("command not carried out", "error", err)
+		log.Error("command ended with an error", "error", err)
 		printError(out, config, err)
 	}
 	return err

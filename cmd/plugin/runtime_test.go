@@ -19,6 +19,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/test/programs"
+	"github.com/weft-cni/weft/test/single"
 	"github.com/weft-cni/weft/test/testns"
 )
 
@@ -28,12 +29,12 @@ type runtime struct {
 	list *libcni.NetworkConfigList
 }
 
-func newRuntime(t *testing.T, n node, version string, more ...string) runtime {
+func newRuntime(t *testing.T, n *single.Node, version string, more ...string) runtime {
 	t.Helper()
 	plugins, err := programs.Plugins(t.Context(), io.Discard)
 	must(t, err)
 	own := map[string]any{}
-	must(t, json.Unmarshal([]byte(n.config(t, `{"capabilities": {"ips": true, "mac": true}}`)), &own))
+	must(t, json.Unmarshal([]byte(config(t, n, `{"capabilities": {"ips": true, "mac": true}}`)), &own))
 	delete(own, "cniVersion")
 	delete(own, "name")
 	first, err := json.Marshal(own)
@@ -41,7 +42,7 @@ func newRuntime(t *testing.T, n node, version string, more ...string) runtime {
 	list, err := libcni.NetworkConfFromBytes(fmt.Appendf(nil, `{"cniVersion": %q, "name": "weft", "plugins": [%s]}`,
 		version, strings.Join(append([]string{string(first)}, more...), ",")))
 	must(t, err)
-	return runtime{libcni.NewCNIConfigWithCacheDir([]string{bin, plugins}, filepath.Join(n.dir, "cache"), nil), list}
+	return runtime{libcni.NewCNIConfigWithCacheDir([]string{bin, plugins}, filepath.Join(n.Dir, "cache"), nil), list}
 }
 
 func attachment(pod *testns.NS) *libcni.RuntimeConf {
@@ -57,7 +58,7 @@ func TestRuntime(t *testing.T) {
 	for _, version := range netconf.Versions {
 		t.Run(version, func(t *testing.T) {
 			ctx := t.Context()
-			n, pod := newNode(t), testns.New(t)
+			n, pod := single.New(t), testns.New(t)
 			r := newRuntime(t, n, version)
 			must(t, r.cni.GetStatusNetworkList(ctx, r.list))
 			_, err := r.cni.ValidateNetworkList(ctx, r.list)
@@ -100,7 +101,7 @@ func TestRuntime(t *testing.T) {
 // leads to the pod, and the host end has the limit.
 func TestChained(t *testing.T) {
 	ctx := t.Context()
-	n, pod := newNode(t), testns.New(t)
+	n, pod := single.New(t), testns.New(t)
 	must(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
 	r := newRuntime(t, n, "1.1.0",
 		`{"type": "portmap", "capabilities": {"portMappings": true}, "snat": true, "backend": "nftables"}`,
@@ -139,7 +140,7 @@ func TestChained(t *testing.T) {
 
 // fetch reads what a server in the pod, on port 80, says to a client on the
 // node that dials addr.
-func fetch(t *testing.T, n node, pod *testns.NS, addr string) string {
+func fetch(t *testing.T, n *single.Node, pod *testns.NS, addr string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -172,7 +173,7 @@ func fetch(t *testing.T, n node, pod *testns.NS, addr string) string {
 	return string(text)
 }
 
-func giveAddr(t *testing.T, n node, addr string) {
+func giveAddr(t *testing.T, n *single.Node, addr string) {
 	t.Helper()
 	lo, err := n.Handle.LinkByName("lo")
 	must(t, err)

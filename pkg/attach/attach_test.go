@@ -164,19 +164,19 @@ func TestAttachRefused(t *testing.T) {
 		config  string
 	}{
 		"no-node-file": {prepare: func(t *testing.T, n *node, _ *pod) {
-			must(t, os.Remove(filepath.Join(n.runDir(), netconf.NodeFile)))
+			must(t, os.Remove(filepath.Join(n.RunDir(), netconf.NodeFile)))
 		}},
 		"stale-node-file": {prepare: func(_ *testing.T, n *node, _ *pod) {
-			n.write(netconf.Node{Name: "node1", BootID: "another", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}, MTU: 1450})
+			n.Write(t, netconf.Node{Name: "node1", BootID: "another", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}, MTU: 1450})
 		}},
 		"malformed-node-file": {prepare: func(t *testing.T, n *node, _ *pod) {
-			must(t, os.WriteFile(filepath.Join(n.runDir(), netconf.NodeFile), []byte("{"), 0o600))
+			must(t, os.WriteFile(filepath.Join(n.RunDir(), netconf.NodeFile), []byte("{"), 0o600))
 		}},
 		"chained-after-another": {config: `{"prevResult": {"cniVersion": "1.1.0"}}`},
 		"no-netns":              {prepare: func(_ *testing.T, _ *node, p *pod) { p.Close() }},
 		"nodes-netns":           {prepare: func(_ *testing.T, n *node, p *pod) { p.NS = n.NS }},
 		"lock-is-a-directory": {prepare: func(t *testing.T, n *node, _ *pod) {
-			must(t, os.MkdirAll(filepath.Join(n.runDir(), "attach.lock"), 0o700))
+			must(t, os.MkdirAll(filepath.Join(n.RunDir(), "attach.lock"), 0o700))
 		}},
 		"attached-already": {prepare: func(_ *testing.T, n *node, p *pod) { n.attach(*p) }},
 		"attached-without-record": {prepare: func(t *testing.T, n *node, p *pod) {
@@ -187,7 +187,7 @@ func TestAttachRefused(t *testing.T) {
 			file(t, filepath.Join(n.store().Dir, p.id+":"+p.ifName))
 		}},
 		"range-exhausted": {prepare: func(t *testing.T, n *node, _ *pod) {
-			n.write(netconf.Node{Name: "node1", BootID: n.bootID, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/30")}, MTU: 1450})
+			n.Write(t, netconf.Node{Name: "node1", BootID: n.BootID, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/30")}, MTU: 1450})
 			n.attach(newPod(t, "other", ""))
 		}},
 		"address-taken": {
@@ -198,7 +198,7 @@ func TestAttachRefused(t *testing.T) {
 		"mtu-too-large":   {config: `{"mtu": 1500}`},
 		"mtu-too-small":   {config: `{"mtu": 1000}`},
 		"records-are-a-file": {prepare: func(t *testing.T, n *node, _ *pod) {
-			file(t, n.dataDir())
+			file(t, n.DataDir())
 		}},
 		"interface-exists": {prepare: func(t *testing.T, _ *node, p *pod) { addDummy(t, p.NS, "eth0") }},
 		"second-default-route": {prepare: func(t *testing.T, n *node, p *pod) {
@@ -243,7 +243,7 @@ func TestStrayGivesWay(t *testing.T) {
 	old, next := newPod(t, "old", ""), newPod(t, "new", "")
 	n.attach(old)
 	must(t, n.store().Delete(old.id, old.ifName))
-	must(t, os.RemoveAll(filepath.Join(n.runDir(), "ipam")))
+	must(t, os.RemoveAll(filepath.Join(n.RunDir(), "ipam")))
 	if ip := n.attach(next).IPs[0].Address.IP.String(); ip != "10.244.1.2" {
 		t.Fatalf("the new pod has %s", ip)
 	}
@@ -255,7 +255,7 @@ func TestStrayGivesWay(t *testing.T) {
 	}
 
 	must(t, n.store().Delete(next.id, next.ifName))
-	must(t, os.RemoveAll(filepath.Join(n.runDir(), "ipam")))
+	must(t, os.RemoveAll(filepath.Join(n.RunDir(), "ipam")))
 	tenant := newPod(t, "tenant", `{"name": "tenant"}`)
 	before := n.dump(next, tenant)
 	_, err := n.plugin.Attach(t.Context(), n.network(netconf.Add, tenant))

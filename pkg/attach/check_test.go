@@ -144,10 +144,10 @@ func TestCheck(t *testing.T) {
 			d.rewriteRecord(func(a *record.Attachment) { a.BootID = "another" })
 		},
 		"claim-missing": func(d *drifted) {
-			d.must(os.Remove(filepath.Join(d.n.runDir(), "ipam/cluster/pool/claims/10.244.1.2")))
+			d.must(os.Remove(filepath.Join(d.n.RunDir(), "ipam/cluster/pool/claims/10.244.1.2")))
 		},
 		"claim-of-another": func(d *drifted) {
-			claim := filepath.Join(d.n.runDir(), "ipam/cluster/pool/claims/10.244.1.2")
+			claim := filepath.Join(d.n.RunDir(), "ipam/cluster/pool/claims/10.244.1.2")
 			d.must(os.Remove(claim))
 			d.must(os.Symlink("other/eth0", claim))
 		},
@@ -209,7 +209,7 @@ func TestCheckAllows(t *testing.T) {
 				State: netlink.NUD_PERMANENT, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9},
 			}))
 		},
-		"no node file": func(d *drifted) { d.must(os.Remove(filepath.Join(d.n.runDir(), netconf.NodeFile))) },
+		"no node file": func(d *drifted) { d.must(os.Remove(filepath.Join(d.n.RunDir(), netconf.NodeFile))) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)

@@ -34,11 +34,11 @@ func TestDetach(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(n.store().Dir, p.id+":"+p.ifName), []byte("{"), 0o600))
 		},
 		"daemon down since boot": func(t *testing.T, n *node, _ *pod) {
-			must(t, os.Remove(filepath.Join(n.runDir(), netconf.NodeFile)))
+			must(t, os.Remove(filepath.Join(n.RunDir(), netconf.NodeFile)))
 		},
-		"run directory gone": func(t *testing.T, n *node, _ *pod) { must(t, os.RemoveAll(n.runDir())) },
+		"run directory gone": func(t *testing.T, n *node, _ *pod) { must(t, os.RemoveAll(n.RunDir())) },
 		"data directory gone": func(t *testing.T, n *node, _ *pod) {
-			must(t, os.RemoveAll(n.dataDir()))
+			must(t, os.RemoveAll(n.DataDir()))
 		},
 		"host link deleted": func(t *testing.T, n *node, p *pod) {
 			rec, err := n.store().Get(p.id, p.ifName)
@@ -55,7 +55,7 @@ func TestDetach(t *testing.T) {
 			rec.BootID = "another"
 			must(t, n.store().Put(rec))
 			must(t, n.Handle.LinkDel(link(t, n.NS, rec.HostLink)))
-			must(t, os.RemoveAll(n.runDir()))
+			must(t, os.RemoveAll(n.RunDir()))
 		},
 		"never attached": func(_ *testing.T, n *node, p *pod) { n.detach(*p) },
 	} {
@@ -99,7 +99,7 @@ func TestDelegate(t *testing.T) {
 	n := newNode(t)
 	p := newPod(t, "a1b2c3", "")
 	hostLocal := map[string]any{
-		"type": "host-local", "dataDir": filepath.Join(n.dir, "host-local"),
+		"type": "host-local", "dataDir": filepath.Join(n.Dir, "host-local"),
 		"ranges": [][]any{{map[string]any{"subnet": "10.22.0.0/16"}}},
 		"routes": []any{map[string]any{"dst": "192.0.2.0/24", "gw": "10.22.0.1"}},
 	}
@@ -121,7 +121,7 @@ func TestDelegate(t *testing.T) {
 	if err := n.plugin.Status(t.Context(), n.network(netconf.Status, p)); err != nil {
 		t.Errorf("STATUS: %v", err)
 	}
-	must(t, os.Remove(filepath.Join(n.dir, "host-local/weft/10.22.0.2")))
+	must(t, os.Remove(filepath.Join(n.Dir, "host-local/weft/10.22.0.2")))
 	if err := n.check(p, result); err == nil || attach.Report(err).Code != attach.CodeDrift {
 		t.Errorf("CHECK with the delegate's reservation gone: %v", err)
 	}
@@ -162,7 +162,7 @@ func TestCollect(t *testing.T) {
 	}
 	must(t, os.WriteFile(filepath.Join(n.store().Dir, ".half:eth0"), []byte("{"), 0o600))
 	must(t, os.WriteFile(filepath.Join(n.store().Dir, "torn-and-linkless:eth0"), []byte("{"), 0o600))
-	must(t, os.Symlink("claim-only/eth0", filepath.Join(n.runDir(), "ipam/cluster/pool/claims/10.244.1.200")))
+	must(t, os.Symlink("claim-only/eth0", filepath.Join(n.RunDir(), "ipam/cluster/pool/claims/10.244.1.200")))
 
 	gc := n.network(netconf.GC, pod{}, map[string]any{"cni.dev/valid-attachments": []types.GCAttachment{
 		{ContainerID: "valid", IfName: "eth0"}, {ContainerID: "valid-lost-record", IfName: "eth0"}, {ContainerID: "unknown", IfName: "eth0"},
@@ -208,7 +208,7 @@ func TestCollectGoesOn(t *testing.T) {
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
-	if got := n.files(); !strings.Contains(got, "claims/10.244.1.2\n") || strings.Contains(got, "claims/10.244.1.3\n") {
+	if got := n.Files(t); !strings.Contains(got, "claims/10.244.1.2\n") || strings.Contains(got, "claims/10.244.1.3\n") {
 		t.Errorf("files:\n%s", got)
 	}
 	must(t, n.Handle.LinkDel(link(t, n.NS, rec.HostLink)))
@@ -231,19 +231,19 @@ func TestStatus(t *testing.T) {
 	if got := status(); got != 0 {
 		t.Errorf("ready: code %d", got)
 	}
-	must(t, os.Remove(filepath.Join(n.runDir(), netconf.NodeFile)))
+	must(t, os.Remove(filepath.Join(n.RunDir(), netconf.NodeFile)))
 	if got := status(); got != 50 {
 		t.Errorf("before the daemon's first sync: code %d, want 50", got)
 	}
 	node := netconf.Node{Name: "node1", BootID: "another", MTU: 1450, PodCIDRs: prefixes("10.244.1.0/24")}
-	n.write(node)
+	n.Write(t, node)
 	if got := status(); got != 50 {
 		t.Errorf("node file of an earlier boot: code %d, want 50", got)
 	}
-	node.BootID = n.bootID
-	n.write(node)
+	node.BootID = n.BootID
+	n.Write(t, node)
 	n.attach(newPod(t, "a", ""))
-	must(t, os.Remove(filepath.Join(n.runDir(), netconf.NodeFile)))
+	must(t, os.Remove(filepath.Join(n.RunDir(), netconf.NodeFile)))
 	if got := status(); got != 51 {
 		t.Errorf("with pods there: code %d, want 51", got)
 	}
@@ -256,7 +256,7 @@ func TestRecord(t *testing.T) {
 	n.attach(p)
 	rec, err := n.store().Get(p.id, p.ifName)
 	must(t, err)
-	if rec.Netns != p.Path || rec.PodName != "a1b2c3" || rec.PodNamespace != "default" || rec.BootID != n.bootID ||
+	if rec.Netns != p.Path || rec.PodName != "a1b2c3" || rec.PodNamespace != "default" || rec.BootID != n.BootID ||
 		rec.Network != "weft" || rec.IPAM != "weft" || len(rec.Addrs) != 2 || len(rec.Routes) != 3 || rec.Args != p.args {
 		t.Errorf("got %+v", rec)
 	}

@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"io/fs"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -18,47 +16,27 @@ import (
 	"github.com/weft-cni/weft/pkg/attach"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/record"
+	"github.com/weft-cni/weft/test/single"
 	"github.com/weft-cni/weft/test/testns"
 )
 
-// node is a node with a network namespace and directories of its own. The
-// test's goroutine is in the namespace.
+// node is a node that pods are attached to in this process.
 type node struct {
-	*testns.NS
+	*single.Node
 	t      *testing.T
-	dir    string
-	bootID string
 	plugin *attach.Plugin
 	log    bytes.Buffer
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{NS: testns.Enter(t), t: t, dir: t.TempDir()}
-	var err error
-	if n.bootID, err = netconf.BootID(netconf.BootIDFile); err != nil {
-		t.Fatal(err)
-	}
-	n.plugin = &attach.Plugin{Log: slog.New(slog.NewTextHandler(&n.log, nil)), BootID: n.bootID}
-	n.write(netconf.Node{
-		Name: "node1", BootID: n.bootID, MTU: 1450,
-		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
-	})
+	n := &node{Node: single.New(t), t: t}
+	n.plugin = &attach.Plugin{Log: slog.New(slog.NewTextHandler(&n.log, nil)), BootID: n.BootID}
 	return n
 }
 
-func (n *node) write(node netconf.Node) {
-	n.t.Helper()
-	if _, err := netconf.WriteNode(n.runDir(), node); err != nil {
-		n.t.Fatal(err)
-	}
-}
-
-func (n *node) runDir() string  { return filepath.Join(n.dir, "run") }
-func (n *node) dataDir() string { return filepath.Join(n.dir, "data") }
-
 func (n *node) store() record.Store {
-	return record.Store{Dir: filepath.Join(n.dataDir(), record.Dir)}
+	return record.Store{Dir: filepath.Join(n.DataDir(), record.Dir)}
 }
 
 // pod is an attachment to be: a container with a namespace.
@@ -79,23 +57,13 @@ func newPod(t *testing.T, id, config string) pod {
 // configuration can be given.
 func (n *node) network(command string, p pod, more ...map[string]any) *netconf.Network {
 	n.t.Helper()
-	config := map[string]any{
-		"cniVersion": "1.1.0", "name": "weft", "type": "weft", "runDir": n.runDir(), "dataDir": n.dataDir(),
-	}
+	config := map[string]any{}
 	if p.config != "" {
 		if err := json.Unmarshal([]byte(p.config), &config); err != nil {
 			n.t.Fatalf("%s: %v", p.config, err)
 		}
 	}
-	for _, m := range more {
-		for k, v := range m {
-			config[k] = v
-		}
-	}
-	data, err := json.Marshal(config)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	data := n.Config(n.t, append([]map[string]any{config}, more...)...)
 	env := netconf.Env{Command: command, ContainerID: p.id, IfName: p.ifName, Args: p.args, Path: p.path}
 	if p.NS != nil {
 		env.Netns = p.Path
@@ -133,37 +101,12 @@ func (n *node) check(p pod, prev *types100.Result) error {
 	return n.plugin.Check(context.Background(), n.network(netconf.Check, p, map[string]any{"prevResult": prev}))
 }
 
-// files lists what the plugin keeps of attachments.
-func (n *node) files() string {
-	n.t.Helper()
-	var list []string
-	err := filepath.WalkDir(n.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		rel, err := filepath.Rel(n.dir, path)
-		// The rest belongs to no attachment.
-		if !kept.MatchString(rel) {
-			list = append(list, "file "+rel+"\n")
-		}
-		return err
-	})
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	slices.Sort(list)
-	return strings.Join(list, "")
-}
-
-// kept matches the files that are there without attachments.
-var kept = regexp.MustCompile(`^run/(node.json|attach.lock|ipam/cluster/(lock|pool/boot|pool/windows/[^/]+))$|^host-local/weft/(lock|last_reserved_ip.0)$`)
-
 // dump shows all there is of attachments: on the node, in its directories and
 // in the pods.
 func (n *node) dump(pods ...pod) string {
 	n.t.Helper()
 	var b strings.Builder
-	b.WriteString("# node\n" + n.Dump(n.t) + n.files())
+	b.WriteString("# node\n" + n.Dump(n.t) + n.Files(n.t))
 	for _, p := range pods {
 		b.WriteString("# pod " + p.id + "\n" + p.Dump(n.t))
 	}
@@ -172,7 +115,7 @@ func (n *node) dump(pods ...pod) string {
 
 // hide replaces what differs from run to run.
 func (n *node) hide(s string, pods ...pod) string {
-	replace := []string{n.dir, "DIR", n.bootID, "BOOT", n.Path, "NODE-NETNS"}
+	replace := []string{n.Dir, "DIR", n.BootID, "BOOT", n.Path, "NODE-NETNS"}
 	for _, p := range pods {
 		if p.NS != nil {
 			replace = append(replace, p.Path, "NETNS-"+p.id)
