@@ -30,7 +30,7 @@ func main() {
 		err := d.run(ctx)
 		switch {
 		case errors.Is(err, context.Canceled) && ctx.Err() != nil:
-			d.out.step("stopped; everything is cleared away")
+			d.out.step("stopped; clearing everything away")
 			return 130
 		case err != nil:
 			fmt.Fprintf(os.Stderr, "\ndemo: %v\n", err)

@@ -150,7 +150,7 @@ func kubernetesVersion(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, after, _ := strings.Cut(string(mod), "\tk8s.io/kubernetes ")
+	_, after, _ := strings.Cut(string(mod), "k8s.io/kubernetes ")
 	version, _, _ := strings.Cut(after, "\n")
 	return version
 }
