@@ -27,6 +27,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/connrotation"
 
 	"github.com/weft-cni/weft/api/v1alpha1"
 	weft "github.com/weft-cni/weft/pkg/client/versioned/typed/api/v1alpha1"
@@ -57,6 +58,7 @@ type Options struct {
 // Agent is the daemon of one node.
 type Agent struct {
 	Options
+	conns     *connrotation.Dialer
 	core      rest.Interface
 	vteps     weft.VTEPInterface
 	metrics   *metrics
@@ -69,14 +71,18 @@ type Agent struct {
 // New makes an agent. It talks to nobody yet.
 func New(o Options) (*Agent, error) {
 	a := &Agent{Options: o, metrics: newMetrics(o.Version), versions: &versions{dir: o.Settings.CNI.BinDir}}
+	api := rest.CopyConfig(o.API)
+	a.conns = connrotation.NewDialer((&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext)
+	api.Dial = a.conns.DialContext
 	var err error
-	if a.core, a.vteps, err = clients(o.API); err != nil {
+	if a.core, a.vteps, err = clients(api); err != nil {
 		return nil, err
 	}
 	a.publisher = newPublisher(a.vteps, o.Log, a.metrics)
 	a.recorder = newRecorder(a.core, o.Node, o.Log)
 	a.runner = newRunner(o.Kernel, o.Settings, o.Log, a.metrics)
 	a.runner.attachments = attachmentsIn(o.DataDir, o.BootID)
+	a.runner.readdressed = a.conns.CloseAll
 	a.metrics.entries(a.runner.plan)
 	return a, nil
 }
@@ -84,7 +90,6 @@ func New(o Options) (*Agent, error) {
 // clients makes clients for Nodes and Events, and for VTEPs. They are narrow:
 // a client of all of Kubernetes' APIs costs some 20 MiB of memory.
 func clients(c *rest.Config) (rest.Interface, weft.VTEPInterface, error) {
-	c = rest.CopyConfig(c)
 	c.QPS, c.Burst = 20, 40
 	http, err := rest.HTTPClientFor(c)
 	if err != nil {

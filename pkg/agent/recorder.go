@@ -2,11 +2,14 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -30,6 +33,8 @@ const (
 	eventRepeat = 10 * time.Minute // until the same is said again
 	eventEvery  = 10 * time.Second // on average
 	eventBurst  = 10
+
+	eventRetryMax = 30 * time.Second
 )
 
 func newRecorder(client rest.Interface, node string, log *slog.Logger) *recorder {
@@ -66,9 +71,28 @@ func (r *recorder) run(ctx context.Context) {
 				continue
 			}
 			posted[n] = now
-			if err := r.post(ctx, n); err != nil && ctx.Err() == nil {
-				r.log.Warn("event not posted", "reason", n.reason, "err", err)
-			}
+			r.deliver(ctx, n)
+		}
+	}
+}
+
+// deliver posts an Event, once the API server can be reached: a node that has
+// lost its underlay tells when it has one again.
+func (r *recorder) deliver(ctx context.Context, n note) {
+	for delay := time.Second; ; delay = min(2*delay, eventRetryMax) {
+		err := r.post(ctx, n)
+		var answer apierrors.APIStatus
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return
+		case errors.As(err, &answer) && answer.Status().Code < http.StatusInternalServerError:
+			r.log.Warn("event refused", "reason", n.reason, "err", err)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(delay):
 		}
 	}
 }

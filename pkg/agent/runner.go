@@ -57,6 +57,9 @@ type runner struct {
 	// announce is called after each comparison of everything that left the
 	// node itself in order, and after each change of the Node.
 	announce func(Node, overlay.Self) error
+	// readdressed is called when the node has lost an address: connections
+	// from there are dead without a word.
+	readdressed func()
 	// attachments gives the pods' attachments that are on record.
 	attachments func() ([]record.Attachment, error)
 
@@ -64,6 +67,7 @@ type runner struct {
 	listed     bool             // the plan has all peers that there are
 	malformed  map[string]error // VTEPs that are no peers, by name
 	node       *Node            // nil before it was first told
+	addrs      []rtnl.HostAddr  // of the last look
 	host       error            // why there is no plan for the node as it is now
 	conditions conditions       // what an operator has been told
 	undone     undone
@@ -89,6 +93,7 @@ func newRunner(k Kernel, s settings.Settings, log *slog.Logger, m *metrics) *run
 		report:   func(string, string) {},
 		announce: func(Node, overlay.Self) error { return nil },
 
+		readdressed: func() {},
 		attachments: func() ([]record.Attachment, error) { return nil, nil },
 		plan:        newPlan(s.Overlay), malformed: map[string]error{}, conditions: conditions{},
 	}
@@ -246,7 +251,12 @@ func (r *runner) look(w work) (moved bool, err error) {
 		r.undone.all = true
 		return false, err
 	}
+	if lost(r.addrs, addrs) {
+		r.readdressed()
+	}
+	r.addrs = addrs
 	self, err := selfOf(*r.node, r.settings, addrs)
+	keepRouterAdvertisements(r.plan.self.Underlay, self.Underlay)
 	r.host = err
 	if err != nil || r.plan.built() && reflect.DeepEqual(self, r.plan.self) {
 		return false, nil

@@ -70,6 +70,24 @@ func underlay(a rtnl.HostAddr) overlay.Underlay {
 	return overlay.Underlay{Addr: a.Prefix.Addr(), Link: a.Link, Subnet: a.Prefix.Masked(), MTU: a.MTU, AcceptRA: a.AcceptRA}
 }
 
+// lost reports whether an address that the node had is gone.
+func lost(before, now []rtnl.HostAddr) bool {
+	return slices.ContainsFunc(before, func(a rtnl.HostAddr) bool {
+		return !slices.ContainsFunc(now, func(b rtnl.HostAddr) bool { return a.Prefix.Addr() == b.Prefix.Addr() })
+	})
+}
+
+// keepRouterAdvertisements keeps in mind that a link takes router
+// advertisements. The kernel says so only as long as forwarding is off or the
+// sysctl is as Weft sets it; somebody else's change of the sysctl is drift.
+func keepRouterAdvertisements(before, now []overlay.Underlay) {
+	for i := range now {
+		now[i].AcceptRA = now[i].AcceptRA || slices.ContainsFunc(before, func(u overlay.Underlay) bool {
+			return u.AcceptRA && u.Link == now[i].Link && u.Addr == now[i].Addr
+		})
+	}
+}
+
 func wanted(want settings.Underlay, internal []netip.Addr) string {
 	var parts []string
 	if want.Family != settings.Auto {

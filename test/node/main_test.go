@@ -145,8 +145,6 @@ func published(t testing.TB, c *cluster.Cluster, n *cluster.Node, ok func(*v1alp
 	return v
 }
 
-func any(*v1alpha1.VTEP) bool { return true } //nolint:predeclared // reads well
-
 // ready starts a daemon on each node.
 func ready(t testing.TB, c *cluster.Cluster, args ...string) (daemons []*cluster.Weftd) {
 	t.Helper()
@@ -154,7 +152,7 @@ func ready(t testing.TB, c *cluster.Cluster, args ...string) (daemons []*cluster
 		daemons = append(daemons, n.Weftd(t, args...))
 	}
 	for _, n := range c.Nodes() {
-		v := published(t, c, n, any)
+		v := published(t, c, n, func(*v1alpha1.VTEP) bool { return true })
 		for _, other := range c.Nodes() {
 			if other != n {
 				eventually(t, 5*time.Second, has(t, other, v))
