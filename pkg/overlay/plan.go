@@ -153,7 +153,12 @@ func rules(c Config) string {
 	// A pod sends from its own addresses: the route back to the source must
 	// lead to the interface the packet came from.
 	b.WriteString("chain source { type filter hook prerouting priority -300; policy accept;\n")
-	fmt.Fprintf(&b, "\tiifname \"%s*\" fib saddr . iif oif missing counter drop\n}\n", netconf.LinkStart)
+	fmt.Fprintf(&b, "\tiifname \"%s*\" fib saddr . iif oif missing counter drop\n", netconf.LinkStart)
+	// The tunnel's own packets are no connections: tracked, each stream of the
+	// pods' would take an entry of its own in the node's table.
+	fmt.Fprintf(&b, "\tiifname != \"%s*\" iifname != \"%s\" udp dport %d notrack\n}\n", netconf.LinkStart, Link, c.Port)
+	b.WriteString("chain tunnel { type filter hook output priority -300; policy accept;\n")
+	fmt.Fprintf(&b, "\tudp dport %d notrack\n}\n", c.Port)
 	if c.Masquerade {
 		b.WriteString("chain masquerade { type nat hook postrouting priority 100; policy accept;\n")
 		for _, set := range []string{"ip daddr != @" + noMasquerade4, "ip6 daddr != @" + noMasquerade6} {

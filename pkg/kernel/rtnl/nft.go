@@ -28,7 +28,7 @@ var hooks = map[string]struct {
 	hook *nftables.ChainHook
 }{
 	"type filter hook prerouting": {nftables.ChainTypeFilter, nftables.ChainHookPrerouting},
-	"type filter hook forward":    {nftables.ChainTypeFilter, nftables.ChainHookForward},
+	"type filter hook output":     {nftables.ChainTypeFilter, nftables.ChainHookOutput},
 	"type nat hook postrouting":   {nftables.ChainTypeNAT, nftables.ChainHookPostrouting},
 }
 

@@ -2,7 +2,9 @@ package rtnl
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables/expr"
@@ -38,6 +40,22 @@ func compileStatement(words []string) ([]expr.Any, int) {
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}, 1
 	case "accept":
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}, 1
+	case "notrack":
+		return []expr.Any{&expr.Notrack{}}, 1
+	case "udp":
+		if len(words) < 3 || words[1] != "dport" {
+			break
+		}
+		port, err := strconv.ParseUint(words[2], 10, 16)
+		if err != nil {
+			break
+		}
+		return []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{unix.IPPROTO_UDP}},
+			udpDport,
+			&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binary.BigEndian.AppendUint16(nil, uint16(port))},
+		}, 3
 	case "masquerade":
 		if len(words) > 1 && words[1] == "fully-random" {
 			return []expr.Any{&expr.Masq{FullyRandom: true}}, 2
@@ -79,6 +97,9 @@ func compileStatement(words []string) ([]expr.Any, int) {
 	}
 	return nil, 0
 }
+
+// udpDport loads the destination port of a UDP header.
+var udpDport = &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}
 
 const fibMissing = "fib saddr . iif oif missing"
 
@@ -129,6 +150,8 @@ func printStatement(exprs []expr.Any) (text string, n int) {
 	switch e := exprs[0].(type) {
 	case *expr.Counter:
 		return "counter", 1
+	case *expr.Notrack:
+		return "notrack", 1
 	case *expr.Verdict:
 		switch e.Kind {
 		case expr.VerdictDrop:
@@ -165,14 +188,17 @@ func printMeta(m *expr.Meta, exprs []expr.Any) (string, int) {
 		return "iifname " + operator(c.Op) + nameText(c.Data), 2
 	case expr.MetaKeyOIFNAME:
 		return "oifname " + operator(c.Op) + nameText(c.Data), 2
-	case expr.MetaKeyNFPROTO:
-		if len(exprs) < 4 || c.Op != expr.CmpOpEq || len(c.Data) != 1 {
-			return unknown, 1
+	case expr.MetaKeyL4PROTO:
+		port, isCmp := cmpAt(exprs, 3)
+		if p, isPayload := at[*expr.Payload](exprs, 2); isCmp && isPayload && *p == *udpDport &&
+			c.Op == expr.CmpOpEq && bytes.Equal(c.Data, []byte{unix.IPPROTO_UDP}) && port.Op == expr.CmpOpEq && len(port.Data) == 2 {
+			return fmt.Sprintf("udp dport %d", binary.BigEndian.Uint16(port.Data)), 4
 		}
-		p, isPayload := exprs[2].(*expr.Payload)
-		l, isLookup := exprs[3].(*expr.Lookup)
-		if !isPayload || !isLookup || p.Base != expr.PayloadBaseNetworkHeader {
-			return unknown, 1
+	case expr.MetaKeyNFPROTO:
+		p, isPayload := at[*expr.Payload](exprs, 2)
+		l, isLookup := at[*expr.Lookup](exprs, 3)
+		if !isPayload || !isLookup || p.Base != expr.PayloadBaseNetworkHeader || c.Op != expr.CmpOpEq || len(c.Data) != 1 {
+			break
 		}
 		op := expr.CmpOpEq
 		if l.Invert {
@@ -187,12 +213,15 @@ func printMeta(m *expr.Meta, exprs []expr.Any) (string, int) {
 	return unknown, 1
 }
 
-func cmpAt(exprs []expr.Any, i int) (*expr.Cmp, bool) {
+func cmpAt(exprs []expr.Any, i int) (*expr.Cmp, bool) { return at[*expr.Cmp](exprs, i) }
+
+// at gives the expression at i if there is one and it is an E.
+func at[E expr.Any](exprs []expr.Any, i int) (e E, ok bool) {
 	if i >= len(exprs) {
-		return nil, false
+		return e, false
 	}
-	c, ok := exprs[i].(*expr.Cmp)
-	return c, ok
+	e, ok = exprs[i].(E)
+	return e, ok
 }
 
 func operator(op expr.CmpOp) string {
