@@ -35,15 +35,27 @@ func Cleanup(k Kernel, p Places, w io.Writer) error {
 		fmt.Fprintln(w, "- file", path)
 		errs = append(errs, os.RemoveAll(path))
 	}
+	empty := func(dir string) { // it may be a mount point itself
+		entries, err := os.ReadDir(dir)
+		if !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, e := range entries {
+			remove(filepath.Join(dir, e.Name()))
+		}
+		if err := os.Remove(dir); err == nil {
+			fmt.Fprintln(w, "- directory", dir)
+		}
+	}
 	remove(filepath.Join(p.CNI.ConfDir, netconf.ConfList))
 	errs = append(errs, cleanKernel(k, w))
-	remove(p.RunDir)
+	empty(p.RunDir)
 	if plugin := filepath.Join(p.CNI.BinDir, netconf.Type); len(attached) > 0 {
 		fmt.Fprintf(w, "%d pods were attached: %s stays for their end\n", len(attached), plugin)
 	} else {
 		remove(plugin)
 	}
-	remove(p.DataDir)
+	empty(p.DataDir)
 	return errors.Join(errs...)
 }
 
