@@ -20,7 +20,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "directory with weft, weftd, empty and, in cni/, the reference plugins")
 	flag.StringVar(&o.manifests, "manifests", "manifests/base", "what is applied to the API server")
 	flag.StringVar(&o.json, "json", "", "file that the figures are written to")
-	flag.StringVar(&o.only, "run", ".", "regular expression: the groups to run, of "+strings.Join(groupNames(), ", "))
+	flag.StringVar(&o.only, "run", "start|attach|path|sync|scale", "regular expression: the groups to run, of "+strings.Join(groupNames(), ", "))
 	flag.BoolVar(&o.quick, "quick", false, "few rounds and few peers: shows that all of it works, says nothing of speed")
 	flag.Parse()
 	os.Exit(cluster.Run(func(ctx context.Context) int {
@@ -73,6 +73,7 @@ func groups(o options) []group {
 		{"path", path.run},
 		{"sync", full.run},
 		{"scale", scale.run},
+		{"hops", hopsBench{path: path}.run},
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -25,41 +26,64 @@ type pathBench struct {
 
 func (b pathBench) run(ctx context.Context, r *report) error {
 	r.progress("two nodes for the data path")
-	c, err := cluster.Start(ctx, cluster.Options{Nodes: 2, Manifests: []string{b.manifests}, Log: r.log})
+	c, pods, err := b.start(ctx, r)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	var pods []*cluster.Pod
-	for i, n := range c.Nodes() {
-		d, err := n.StartWeftd(ctx)
-		if err != nil {
-			return err
-		}
-		if err = d.WaitReady(ctx); err != nil {
-			return err
-		}
-		p, err := n.AttachPod(ctx, "pod-"+strconv.Itoa(i), cluster.PodOptions{})
-		if err != nil {
-			return err
-		}
-		pods = append(pods, p)
-	}
 	nodes := [2]cluster.Place{c.Node(1), c.Node(2)}
-	podPlaces := [2]cluster.Place{pods[0], pods[1]}
 	for _, family := range []int{4, 6} {
-		to := c.Node(2).Underlay()[family/6]
-		ways := [2]way{{nodes, to}, {podPlaces, pods[1].IP(family)}}
-		for _, w := range ways {
+		node := way{nodes, c.Node(2).Underlay()[family/6]}
+		pod := way{[2]cluster.Place{pods[0], pods[1]}, pods[1].IP(family)}
+		for _, w := range []way{node, pod} {
 			if err := reachable(ctx, w); err != nil {
 				return err
 			}
 		}
-		if err := b.compare(ctx, r, family, ways[0], ways[1]); err != nil {
+		if err := b.compare(ctx, r, family, node, pod); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// start makes a cluster of two nodes with a pod on each. Its daemons are
+// killed once all is set up: what is measured is the kernel's.
+func (b pathBench) start(ctx context.Context, r *report) (*cluster.Cluster, []*cluster.Pod, error) {
+	c, err := cluster.Start(ctx, cluster.Options{Nodes: 2, Manifests: []string{b.manifests}, Log: r.log})
+	if err != nil {
+		return nil, nil, err
+	}
+	pods, err := startPods(ctx, c)
+	if err != nil {
+		return nil, nil, errors.Join(err, c.Close())
+	}
+	return c, pods, nil
+}
+
+func startPods(ctx context.Context, c *cluster.Cluster) ([]*cluster.Pod, error) {
+	var pods []*cluster.Pod
+	var daemons []*cluster.Weftd
+	for _, n := range c.Nodes() {
+		d, err := n.StartWeftd(ctx)
+		if err != nil {
+			return nil, err
+		}
+		daemons = append(daemons, d)
+		if err = d.WaitReady(ctx); err != nil {
+			return nil, err
+		}
+		p, err := n.AttachPod(ctx, "pod", cluster.PodOptions{})
+		if err != nil {
+			return nil, err
+		}
+		pods = append(pods, p)
+	}
+	err := reachable(ctx, way{[2]cluster.Place{pods[0], pods[1]}, pods[1].IP(4)})
+	for _, d := range daemons {
+		d.Kill()
+	}
+	return pods, err
 }
 
 // A way is a path from ends[0] to ends[1], which has the address to.
