@@ -25,6 +25,8 @@ type VTEP struct {
 }
 
 // VTEPSpec says where a node's pods are and how they are reached.
+//
+// +kubebuilder:validation:XValidation:rule="self.podCIDRs.all(c, self.underlay.all(a, !isCIDR(c) || !isIP(a) || !cidr(c).containsIP(a)))",message="podCIDRs must not hold an underlay address"
 type VTEPSpec struct {
 	// NodeUID is the UID of the Node object that this VTEP was made for.
 	//
@@ -68,6 +70,7 @@ type VTEPSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule="isCIDR(self)",message="must be an address range, such as 10.244.1.0/24 or 2001:db8:1::/64"
 	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || string(cidr(self).masked()) == self",message="must be in canonical form: lower case, zeros shortened, no bits beyond the prefix, such as 2001:db8:1::/64"
 	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() >= 8 && cidr(self).ip().isGlobalUnicast()",message="must be a range of unicast addresses with a prefix of at least 8 bits: not loopback, link-local, multicast or everything"
+	// +kubebuilder:validation:items:XValidation:rule="!isCIDR(self) || cidr(self).prefixLength() <= (cidr(self).ip().family() == 4 ? 30 : 126)",message="must have room for pods: a prefix of at most 30 bits (IPv4) or 126 (IPv6)"
 	// +kubebuilder:validation:XValidation:rule="!self.all(c, isCIDR(c)) || self.all(a, self.all(b, a == b || !cidr(a).containsCIDR(b)))",message="must hold ranges that do not overlap"
 	PodCIDRs []string `json:"podCIDRs"`
 
