@@ -46,6 +46,7 @@ type API struct {
 	dir       string
 	ca        *authority
 	binaries  programs.Set
+	collects  string // path of the garbage collector; empty for none
 	forward   net.Listener
 	etcd      *Process
 	apiserver *Process
@@ -60,6 +61,11 @@ func newAPI(ctx context.Context, c *Cluster) (*API, error) {
 	var err error
 	if a.binaries, err = programs.Find(ctx, c.opts.Log); err != nil {
 		return nil, fmt.Errorf("find kube-apiserver and etcd: %w", err)
+	}
+	if c.opts.GarbageCollector {
+		if a.collects, err = programs.GarbageCollector(ctx, c.opts.Log); err != nil {
+			return nil, err
+		}
 	}
 	if a.ca, err = newAuthority(); err != nil {
 		return nil, err
@@ -259,21 +265,17 @@ func (a *API) waitReady(ctx context.Context) error {
 	return nil
 }
 
-func (a *API) startGarbageCollector(ctx context.Context) error {
-	path, err := programs.GarbageCollector(ctx, a.cluster.opts.Log)
-	if err != nil {
-		return err
-	}
+func (a *API) startGarbageCollector() error {
 	// It runs beside the API server, in the switch's namespace.
 	config := a.file("garbage-collector.kubeconfig")
-	err = writeKubeconfig(config, a.Server, a.ca.pem, &clientcmdapi.AuthInfo{
+	err := writeKubeconfig(config, a.Server, a.ca.pem, &clientcmdapi.AuthInfo{
 		ClientCertificateData: a.Config.CertData,
 		ClientKeyData:         a.Config.KeyData,
 	})
 	if err != nil {
 		return err
 	}
-	a.collector, err = a.run("garbage-collector", path, "--kubeconfig="+config)
+	a.collector, err = a.run("garbage-collector", a.collects, "--kubeconfig="+config)
 	return err
 }
 

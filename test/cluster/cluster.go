@@ -101,12 +101,12 @@ func New(t testing.TB, opts Options) *Cluster {
 }
 
 func (c *Cluster) startAPI(ctx context.Context) error {
-	started := time.Now()
-	c.logf("starting etcd and kube-apiserver")
 	var err error
 	if c.API, err = newAPI(ctx, c); err != nil {
 		return err
 	}
+	started := time.Now()
+	c.logf("starting etcd and kube-apiserver")
 	if err := c.API.Start(ctx); err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (c *Cluster) startAPI(ctx context.Context) error {
 		return err
 	}
 	if c.opts.GarbageCollector {
-		return c.API.startGarbageCollector(ctx)
+		return c.API.startGarbageCollector()
 	}
 	return nil
 }

@@ -14,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/weft-cni/weft/test/cluster"
 	"github.com/weft-cni/weft/test/probe"
@@ -208,8 +210,16 @@ func TestTheAPIServerServes(t *testing.T) {
 		}
 	})
 	t.Run("and what a deleted node owned goes", func(t *testing.T) { ownedObjectsGo(ctx, t, c) })
-	t.Run("and kubectl reaches it", func(t *testing.T) {
-		if _, err := os.Stat(c.API.Kubeconfig); err != nil {
+	t.Run("and programs outside of the cluster reach it", func(t *testing.T) {
+		config, err := clientcmd.BuildConfigFromFlags("", c.API.Kubeconfig)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{}); err != nil {
 			t.Error(err)
 		}
 	})

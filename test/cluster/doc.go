@@ -16,6 +16,9 @@
 //		...
 //	}
 //
+// Package probe measures between the places of a cluster: nodes, pods and the
+// outside.
+//
 // # What a node is
 //
 // A [Node] has a network namespace with eth0 on the switch, and a mount
@@ -24,6 +27,12 @@
 // empty /run with a shared /run/netns, a /sys of its network namespace, and a
 // boot ID. [Node.Do] runs a function in the node; [Node.Start] and [Node.Run]
 // run programs there. [Node.Reboot] keeps the disk and nothing else.
+//
+// # Programs
+//
+// weft and weftd are those in $WEFT_BIN_DIR, or are built once a process. Where
+// kube-apiserver and etcd come from, package programs says; $KUBEBUILDER_ASSETS
+// names a directory that has them.
 //
 // # What is left behind
 //

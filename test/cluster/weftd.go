@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
@@ -203,6 +204,22 @@ func (n *Node) WriteKubeconfig(ctx context.Context) error {
 		n.WriteFile(tokenFile, []byte(token), 0o600),
 		n.WriteFile(kubeconfigFile, data, 0o600),
 	)
+}
+
+// DaemonConfig is for clients with the rights of the daemon on the node.
+func (n *Node) DaemonConfig(ctx context.Context) (*rest.Config, error) {
+	api := n.cluster.API
+	token, err := api.Token(ctx, n.Name)
+	if err != nil {
+		return nil, err
+	}
+	return &rest.Config{
+		Host:            api.Server,
+		TLSClientConfig: rest.TLSClientConfig{CAData: api.ca.pem},
+		BearerToken:     token,
+		QPS:             -1,
+		Dial:            n.Dial,
+	}, nil
 }
 
 // Token gives a token of the daemon's service account on a node, as kubelet

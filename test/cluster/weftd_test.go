@@ -5,6 +5,10 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-cni/weft/api/v1alpha1"
+	"github.com/weft-cni/weft/pkg/client/versioned"
 	"github.com/weft-cni/weft/test/cluster"
 	"github.com/weft-cni/weft/test/probe"
 )
@@ -68,5 +72,35 @@ func TestWeftdCanBeEndedAndAsked(t *testing.T) {
 	d.Kill()
 	if err := d.WaitReady(within(t, time.Second)); err == nil || !strings.Contains(err.Error(), "weftd starts") {
 		t.Errorf("the error of a daemon that has ended holds its log: %v", err)
+	}
+}
+
+func TestADaemonWritesItsOwnVTEPOnly(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Nodes: 2, Manifests: []string{"../../manifests/base"}})
+	config, err := c.Node(1).DaemonConfig(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := versioned.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vteps := client.WeftV1alpha1().VTEPs()
+	vtep := func(node string) *v1alpha1.VTEP {
+		return &v1alpha1.VTEP{
+			ObjectMeta: metav1.ObjectMeta{Name: node},
+			Spec: v1alpha1.VTEPSpec{
+				NodeUID: "1", Underlay: []string{"172.30.0.11"}, MAC: "02:00:00:00:00:01", Port: 4789,
+				PodCIDRs: []string{"10.244.1.0/24"},
+			},
+		}
+	}
+	// A policy is in force a moment after it was made.
+	eventually(t, "another node's VTEP is refused", func() bool {
+		_, err = vteps.Create(t.Context(), vtep("n2"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err != nil && strings.Contains(err.Error(), "weftd on node n1 may write the VTEP n1 only, not n2")
+	})
+	if _, err = vteps.Create(t.Context(), vtep("n1"), metav1.CreateOptions{}); err != nil {
+		t.Errorf("its own: %v", err)
 	}
 }

@@ -18,14 +18,15 @@ const (
 	reachTimeout = 1500 * time.Millisecond
 )
 
-// indexEnv overrides the index, for mirrors; "off" means not to try.
-const indexEnv = "WEFT_ENVTEST_INDEX"
+// IndexEnv names another index of setup-envtest's, for mirrors; "off" means not
+// to try.
+const IndexEnv = "WEFT_ENVTEST_INDEX"
 
 // envtest gives the directory into which setup-envtest has put the programs,
 // where their index can be reached and has this version of Kubernetes.
 func (b *builder) envtest(ctx context.Context) (dir string, ok bool) {
 	index := envtestIndex
-	if set := os.Getenv(indexEnv); set != "" {
+	if set := os.Getenv(IndexEnv); set != "" {
 		index = set
 	}
 	if index == "off" || !reachable(ctx, index) {

@@ -48,7 +48,7 @@ func TestTheCacheComesBeforeTheNetwork(t *testing.T) {
 	asked := make(chan struct{}, 1)
 	index := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked <- struct{}{} }))
 	defer index.Close()
-	t.Setenv("WEFT_ENVTEST_INDEX", index.URL)
+	t.Setenv(programs.IndexEnv, index.URL)
 	version := kubernetesVersion(t)
 	want := filepath.Join(cache, "weft", "kube-"+version)
 	touch(t, want+"/kube-apiserver", want+"/etcd")
@@ -71,7 +71,7 @@ func TestAnUnreachableIndexCostsLittle(t *testing.T) {
 	defer silent.Close()
 	t.Setenv(programs.AssetsEnv, "")
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	t.Setenv("WEFT_ENVTEST_INDEX", "http://"+silent.Addr().String())
+	t.Setenv(programs.IndexEnv, "http://"+silent.Addr().String())
 	ctx, cancel := context.WithCancel(t.Context())
 	log := &lines{until: "building kube-apiserver", then: cancel}
 	started := time.Now()

@@ -32,8 +32,9 @@ func main() {
 	kubeconfig := flag.String("kubeconfig", "", "path of a kubeconfig with the rights of an administrator")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, *kubeconfig); err != nil {
+	err := run(ctx, *kubeconfig)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "garbage-collector:", err)
 		os.Exit(1)
 	}
