@@ -22,9 +22,9 @@ import (
 
 // daemon is what the flags say.
 type daemon struct {
-	kubeconfig, node, installFrom string
-	once, plan                    bool
-	settings                      settingsFlags
+	kubeconfig, node, installFrom, procSys string
+	once, plan                             bool
+	settings                               settingsFlags
 }
 
 func (d *daemon) run(ctx context.Context, out io.Writer) error {
@@ -47,7 +47,7 @@ func (d *daemon) run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	handle, err := rtnl.Open()
+	handle, err := rtnl.OpenAt(d.procSys)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/settings"
 )
 
@@ -51,16 +52,17 @@ objects of the API say. A stop leaves all traffic running.`,
 		SilenceErrors: true,
 
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		RunE:          func(c *cobra.Command, _ []string) error { return d.run(c.Context(), c.OutOrStdout()) },
+		RunE:              func(c *cobra.Command, _ []string) error { return d.run(c.Context(), c.OutOrStdout()) },
 	}
 	f := root.Flags()
 	f.StringVar(&d.kubeconfig, "kubeconfig", "", "file with the API server's address and credentials (default: the pod's service account)")
 	f.StringVar(&d.node, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default: $NODE_NAME)")
 	f.StringVar(&d.installFrom, "install-from", "", "directory with the plugin weft, to be installed into cni.binDir (default: it is not installed)")
+	f.StringVar(&d.procSys, "proc-sys", rtnl.ProcSys, "directory of the kernel's sysctls, where they can be written")
 	f.BoolVar(&d.once, "once", false, "bring this node in order once, and exit; the exit code tells whether it is")
 	f.BoolVar(&d.plan, "plan", false, "with --once: only print the operations that it would take")
 	d.settings.addTo(root.Flags())
-	root.AddCommand(versionCommand(), cleanupCommand(&d))
+	root.AddCommand(versionCommand(), cleanupCommand(&d), pauseCommand())
 	return root
 }
 
@@ -70,6 +72,18 @@ func versionCommand() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		Run:   func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "weftd", version) },
+	}
+}
+
+// pauseCommand keeps a pod alive whose init container has done the work, in an
+// image that has no other program.
+func pauseCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "pause",
+		Short:  "Do nothing until SIGTERM",
+		Args:   cobra.NoArgs,
+		Hidden: true,
+		Run:    func(c *cobra.Command, _ []string) { <-c.Context().Done() },
 	}
 }
 

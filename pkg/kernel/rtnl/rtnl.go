@@ -47,17 +47,24 @@ func NamesOf(s kernel.State) Names {
 // concurrent Apply calls may interleave.
 type Handle struct {
 	conn *conn
-	// sysctls is the root of the sysctl tree, /proc/sys.
+	// sysctls is the root of the sysctl tree.
 	sysctls string
 }
 
+// ProcSys is where the kernel shows its sysctls.
+const ProcSys = "/proc/sys"
+
 // Open makes a Handle for the calling thread's network namespace.
-func Open() (*Handle, error) {
+func Open() (*Handle, error) { return OpenAt(ProcSys) }
+
+// OpenAt is Open with the sysctls in another place than ProcSys, which is
+// read-only in a container.
+func OpenAt(procSys string) (*Handle, error) {
 	c, err := dial()
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)
 	}
-	return &Handle{conn: c, sysctls: "/proc/sys"}, nil
+	return &Handle{conn: c, sysctls: procSys}, nil
 }
 
 // Close frees the socket.
