@@ -40,7 +40,7 @@ build: ## bin/weft (the CNI plugin) and bin/weftd (the node daemon), static
 	@$(GOBUILD) -o bin/weftd ./cmd/daemon
 
 .PHONY: generate
-generate: ## deepcopy, client, informers, CRDs
+generate: ## deepcopy, client, informers, CRDs, flat manifests
 	$(call say,generating code and manifests)
 	@hack/generate.sh
 

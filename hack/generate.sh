@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Generates deepcopy functions, CRDs and the API client from api/v1alpha1. All
-# of it is made aside first, so that a failure leaves the tree as it was.
+# Generates deepcopy functions, CRDs and the API client from api/v1alpha1, and
+# the flat manifests from the kustomizations. All of it is made aside first, so
+# that a failure leaves the tree as it was.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,3 +31,15 @@ for path in api/v1alpha1/zz_generated.deepcopy.go manifests/base/crds "$client";
 	mkdir -p "$(dirname "$path")"
 	cp -r "$made/$path" "$path"
 done
+
+# flat FILE KUSTOMIZATION - one file for kubectl apply -f
+flat() {
+	{
+		echo "# Made by make generate from $2: changes belong there."
+		tool kustomize build "$2"
+	} >"$made/flat.yaml"
+	mv "$made/flat.yaml" "$1"
+}
+echo '==> flat manifests'
+flat manifests/weft.yaml manifests/base
+flat manifests/cleanup.yaml manifests/cleanup

@@ -88,7 +88,10 @@ func TestADaemonWritesItsOwnVTEPOnly(t *testing.T) {
 	vteps := client.WeftV1alpha1().VTEPs()
 	vtep := func(node string) *v1alpha1.VTEP {
 		return &v1alpha1.VTEP{
-			ObjectMeta: metav1.ObjectMeta{Name: node},
+			ObjectMeta: metav1.ObjectMeta{
+				Name:            node,
+				OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node, UID: "1"}},
+			},
 			Spec: v1alpha1.VTEPSpec{
 				NodeUID: "1", Underlay: []string{"172.30.0.11"}, MAC: "02:00:00:00:00:01", Port: 4789,
 				PodCIDRs: []string{"10.244.1.0/24"},
