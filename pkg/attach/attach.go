@@ -2,11 +2,12 @@
 // cluster network: Attach (ADD), Detach (DEL), Check (CHECK), Collect (GC)
 // and Status (STATUS). Each reads from top to bottom as the steps it takes.
 //
-// An attachment's life leaves traces in three places, made in this order and
-// removed in the opposite one: its addresses' claims (package ipam), its
-// record (package record) and its veth pair (package veth). A process killed
-// at any instruction leaves a beginning of that row, which Detach and Collect
-// remove; an Attach that fails removes it itself.
+// An attachment leaves traces in three places, made in this order: its
+// addresses' claims (package ipam), its record (package record) and its veth
+// pair (package veth). They are removed so that an address isn't free before
+// nothing has it any more, and that the record goes last. A process killed at
+// any instruction leaves some of them, which Detach and Collect remove; an
+// Attach that fails removes them itself.
 package attach
 
 import (
@@ -65,6 +66,13 @@ func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (_ types.Result
 	var done undoList
 	defer func() { err = done.undoOn(err) }()
 
+	done.add("remove the record", func() error { return store(n).Delete(n.Env.ContainerID, n.Env.IfName) })
+	if !n.IPAM.Own() {
+		// What a delegate gave can be found again by the record alone.
+		if err := store(n).Put(recordOf(n, node, veth.Pair{})); err != nil {
+			return nil, err
+		}
+	}
 	allocator := ipam.New(n, node)
 	given, err := allocator.Add(ctx)
 	if err != nil {
@@ -80,7 +88,6 @@ func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (_ types.Result
 	if err != nil {
 		return nil, err
 	}
-	done.add("remove the record", func() error { return store(n).Delete(rec.ContainerID, rec.IfName) })
 	if err := store(n).Put(rec); err != nil {
 		return nil, err
 	}

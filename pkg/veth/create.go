@@ -61,12 +61,19 @@ func Create(pod *Netns, p Pair) error {
 	}
 	defer inPod.Close()
 
-	hostEnd := end{Handle: host, name: p.HostLink, do: func(f func() error) error { return f() }}
-	podEnd := end{Handle: inPod, name: p.PodLink, do: pod.do}
-	if err := p.add(host, inPod, pod); err != nil {
+	link, err := p.add(host, inPod, pod)
+	if errors.Is(err, ErrExists) {
 		return err
 	}
-	if err := p.configure(&hostEnd, &podEnd); err != nil {
+	if err == nil {
+		err = p.configure(
+			&end{Handle: host, name: p.HostLink, link: link, do: func(f func() error) error { return f() }},
+			&end{Handle: inPod, name: p.PodLink, do: pod.do},
+		)
+	}
+	if err != nil {
+		// Also where the message that makes the pair has failed: perhaps only
+		// its answer was lost.
 		return errors.Join(err, p.undo(host, inPod))
 	}
 	return nil
@@ -81,8 +88,9 @@ func (p Pair) undo(host, inPod *netlink.Handle) error {
 }
 
 // add makes both ends in one message, each in its namespace, under its name,
-// with its address and MTU, so that there is never half a pair.
-func (p Pair) add(host, inPod *netlink.Handle, pod *Netns) error {
+// with its address and MTU, so that there is never half a pair. It returns the
+// host end.
+func (p Pair) add(host, inPod *netlink.Handle, pod *Netns) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = p.HostLink
 	attrs.HardwareAddr = hostMAC.HardwareAddr()
@@ -95,23 +103,28 @@ func (p Pair) add(host, inPod *netlink.Handle, pod *Netns) error {
 	err := host.LinkAdd(pair)
 	if errors.Is(err, unix.EEXIST) {
 		if _, err := inPod.LinkByName(p.PodLink); err == nil {
-			return fmt.Errorf("%s in %s: %w", p.PodLink, pod.path, ErrExists)
+			return nil, fmt.Errorf("%s in %s: %w", p.PodLink, pod.path, ErrExists)
 		}
-		return fmt.Errorf("%s: %w", p.HostLink, ErrExists)
+		return nil, fmt.Errorf("%s: %w", p.HostLink, ErrExists)
+	}
+	if err == nil && pair.Index == 0 {
+		err = errNoIndex
 	}
 	if err != nil {
-		return &KernelError{Object: fmt.Sprintf("veth pair of %s and %s", p.HostLink, p.PodLink), Err: err}
+		return nil, &KernelError{Object: fmt.Sprintf("veth pair of %s and %s", p.HostLink, p.PodLink), Err: err}
 	}
-	return nil
+	return pair, nil
 }
+
+// errNoIndex says that LinkAdd, which ignores this, didn't learn the index of
+// what it made.
+var errNoIndex = errors.New("its index can't be read")
 
 // configure does what the kernel doesn't take with the message that makes the
 // pair.
 func (p Pair) configure(host, pod *end) error {
-	for _, e := range []*end{host, pod} {
-		if err := e.find(); err != nil {
-			return err
-		}
+	if err := pod.find(); err != nil {
+		return err
 	}
 	// The host end needs no address of its own: pods know it by its permanent
 	// neighbour entry. Without IPv6 in the kernel there is nothing to set.

@@ -61,17 +61,22 @@ func (n *Netns) check() error {
 // Close lets go of the namespace.
 func (n *Netns) Close() { n.fd.Close() }
 
-// handle talks netlink to the namespace, without the thread being in it.
-func (n *Netns) handle() (*netlink.Handle, error) {
-	h, err := netlink.NewHandleAt(n.fd, unix.NETLINK_ROUTE)
+// handle talks netlink to the namespace: a socket stays in the one that it
+// was opened in. netlink.NewHandleAt would do, if it told when the way back
+// fails.
+func (n *Netns) handle() (h *netlink.Handle, err error) {
+	err = n.do(func() (err error) {
+		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("netlink in %s: %w", n.path, err)
 	}
 	return h, nil
 }
 
-// do runs f in the namespace, for what netlink can't do: /proc/sys shows the
-// namespace of the thread that opens a file.
+// do runs f in the namespace, for what needs the thread to be there: opening
+// sockets and files in /proc/sys.
 func (n *Netns) do(f func() error) error {
 	runtime.LockOSThread()
 	own, err := netns.Get()
