@@ -391,6 +391,12 @@ func TestSettings(t *testing.T) {
 	if s := state(t, c.Node(1)).String(); !strings.Contains(s, "route "+c.Node(2).PodCIDRs[0].String()+" via 172.30.0.12") || strings.Contains(s, "fdb ") {
 		t.Errorf("no direct route, or still a tunnel:\n%s", s)
 	}
+	before := state(t, c.Node(1))
+	if err := c.Node(1).Do(func() error { return deleteRouteTo(c.Node(2).PodCIDRs[0]) }); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 500*time.Millisecond, is(t, c.Node(1), before)) // less than the resync's second
+	talk(t, a, b)
 	if v := published(t, c, c.Node(1), func(*v1alpha1.VTEP) bool { return true }); v.Spec.Port != 4790 || v.Spec.Underlay[0] != "fd30::11" || v.Spec.MAC != overlay.VTEPMAC("n1").String() {
 		t.Errorf("published %+v", v.Spec)
 	}

@@ -133,7 +133,10 @@ func TestDriftOfAPod(t *testing.T) {
 	a, b := c.Node(1).Attach(t, "a"), c.Node(2).Attach(t, "b")
 	limit := 10 * time.Second
 	for _, family := range []int{4, 6} {
-		for name, change := range map[string]func(netip.Addr) error{"route": deleteRouteTo, "neighbour": deleteNeighOf} {
+		for name, change := range map[string]func(netip.Addr) error{
+			"route":     func(ip netip.Addr) error { return deleteRouteTo(netip.PrefixFrom(ip, ip.BitLen())) },
+			"neighbour": deleteNeighOf,
+		} {
 			err := c.Node(1).Do(func() error { return change(a.IP(family)) })
 			if err != nil {
 				t.Fatal(err)
@@ -166,10 +169,10 @@ func deleteNeighOf(ip netip.Addr) error {
 	return fmt.Errorf("no neighbour %s", ip)
 }
 
-func deleteRouteTo(ip netip.Addr) error {
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Dst: ipNet(netip.PrefixFrom(ip, ip.BitLen()).String())}, netlink.RT_FILTER_DST)
-	if err != nil {
-		return err
+func deleteRouteTo(dst netip.Prefix) error {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Dst: ipNet(dst.String())}, netlink.RT_FILTER_DST)
+	if err != nil || len(routes) == 0 {
+		return fmt.Errorf("%d routes to %s: %w", len(routes), dst, err)
 	}
 	for _, r := range routes {
 		if err := netlink.RouteDel(&r); err != nil {

@@ -34,20 +34,16 @@ func (h *Handle) Watch(ctx context.Context, names Names) (<-chan kernel.Event, e
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("watch nf_tables: %w", err), route.Close())
 	}
-	w := &watcher{names: names, links: map[int]string{}, events: make(chan kernel.Event, 64), ctx: ctx}
-	for _, name := range names.Links {
-		if l, err := h.link(name); err == nil {
-			w.links[l.index] = name
-		}
+	w := &watcher{
+		names: names, links: map[int]string{}, others: map[int]string{},
+		events: make(chan kernel.Event, 64), ctx: ctx,
 	}
-	pod, err := h.links()
+	all, err := h.links()
 	if err != nil {
 		return nil, errors.Join(err, route.Close(), nft.Close())
 	}
-	for index, l := range pod {
-		if isPodLink(l.name) {
-			w.links[index] = l.name
-		}
+	for index, l := range all {
+		w.note(index, l.name)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(ctx, func() { _ = route.Close(); _ = nft.Close() })
@@ -67,10 +63,11 @@ func (h *Handle) Watch(ctx context.Context, names Names) (<-chan kernel.Event, e
 }
 
 // watcher turns netlink messages into events. Only the rtnetlink receiver
-// touches links.
+// touches links and others.
 type watcher struct {
 	names  Names
 	links  map[int]string // ours and pods', by index
+	others map[int]string
 	events chan kernel.Event
 	ctx    context.Context //nolint:containedctx // of one Watch call
 }
@@ -116,10 +113,11 @@ func (w *watcher) routeMessage(h unix.NlMsghdr, b []byte) {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if r, index, ok := decodeRoute(b); ok {
 			name, known := w.links[index]
+			if !known && r.Detail == "" { // our protocol: a direct route
+				name, known = w.others[index]
+			}
 			if r.Link = name; known {
 				w.object(r, h.Type == unix.RTM_DELROUTE)
-			} else if r.Detail == "" { // our protocol, on another link
-				w.send(kernel.Event{Underlay: true})
 			}
 		}
 	case unix.RTM_NEWNETCONF:
@@ -136,11 +134,10 @@ func (w *watcher) linkMessage(gone bool, b []byte) {
 	}
 	old, known := w.links[l.index]
 	ours := slices.Contains(w.names.Links, l.name)
-	if gone || (known && old != l.name) {
-		delete(w.links, l.index)
-	}
-	if !gone && (ours || isPodLink(l.name)) {
-		w.links[l.index] = l.name
+	delete(w.links, l.index)
+	delete(w.others, l.index)
+	if !gone {
+		w.note(l.index, l.name)
 	}
 	switch {
 	case ours && gone:
@@ -151,6 +148,15 @@ func (w *watcher) linkMessage(gone bool, b []byte) {
 		w.object(kernel.ForeignLink{Name: old}, true)
 	case !isPodLink(l.name):
 		w.send(kernel.Event{Underlay: true})
+	}
+}
+
+// note keeps a link's name.
+func (w *watcher) note(index int, name string) {
+	if isPodLink(name) || slices.Contains(w.names.Links, name) {
+		w.links[index] = name
+	} else {
+		w.others[index] = name
 	}
 }
 
