@@ -129,7 +129,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.runner.report = a.recorder.report
 	a.runner.announce = func(n Node, self overlay.Self) error { return a.announce(ctx, n, self) }
 	var group sync.WaitGroup
-	group.Go(func() { cancel(serve(ctx, l, handler(a.runner.ready, a.metrics, a.Settings.Profiling))) })
+	group.Go(func() {
+		cancel(serve(ctx, l, handler(a.runner.alive, a.runner.ready, a.metrics, a.Settings.Profiling)))
+	})
 	group.Go(func() { a.recorder.run(ctx) })
 	group.Go(func() { a.publisher.run(ctx) })
 	pods := make(chan string)

@@ -22,10 +22,15 @@ type recorder struct {
 	client rest.Interface // of the core API
 	node   string
 	log    *slog.Logger
-	queue  chan note
+	queue  chan report
 }
 
 type note struct{ reason, text string }
+
+type report struct {
+	note
+	at time.Time
+}
 
 // Bounds of what is posted.
 const (
@@ -38,14 +43,14 @@ const (
 )
 
 func newRecorder(client rest.Interface, node string, log *slog.Logger) *recorder {
-	return &recorder{client: client, node: node, log: log, queue: make(chan note, eventQueue)}
+	return &recorder{client: client, node: node, log: log, queue: make(chan report, eventQueue)}
 }
 
 // report queues an Event. It doesn't block: where the queue is full, the Event
 // is left out.
 func (r *recorder) report(reason, text string) {
 	select {
-	case r.queue <- note{reason, text}:
+	case r.queue <- report{note{reason, text}, time.Now()}:
 	default:
 		r.log.Debug("event left out", "reason", reason, "note", text)
 	}
@@ -66,11 +71,11 @@ func (r *recorder) run(ctx context.Context) {
 					delete(posted, old)
 				}
 			}
-			if _, ok := posted[n]; ok || !limit.Allow() {
+			if _, ok := posted[n.note]; ok || !limit.Allow() {
 				r.log.Debug("event left out", "reason", n.reason, "note", n.text)
 				continue
 			}
-			posted[n] = now
+			posted[n.note] = now
 			r.deliver(ctx, n)
 		}
 	}
@@ -78,7 +83,7 @@ func (r *recorder) run(ctx context.Context) {
 
 // deliver posts an Event, once the API server can be reached: a node that has
 // lost its underlay tells when it has one again.
-func (r *recorder) deliver(ctx context.Context, n note) {
+func (r *recorder) deliver(ctx context.Context, n report) {
 	for delay := time.Second; ; delay = min(2*delay, eventRetryMax) {
 		err := r.post(ctx, n)
 		var answer apierrors.APIStatus
@@ -100,11 +105,10 @@ func (r *recorder) deliver(ctx context.Context, n note) {
 // maxMessage is what the API server takes of an Event's message.
 const maxMessage = 1024
 
-func (r *recorder) post(ctx context.Context, n note) error {
+func (r *recorder) post(ctx context.Context, n report) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	now := metav1.Now()
-	text := n.text
+	at, text := metav1.NewTime(n.at), n.text
 	if len(text) > maxMessage {
 		text = text[:maxMessage]
 	}
@@ -115,8 +119,8 @@ func (r *recorder) post(ctx context.Context, n note) error {
 		Reason:              n.reason,
 		Message:             text,
 		Type:                corev1.EventTypeWarning,
-		FirstTimestamp:      now,
-		LastTimestamp:       now,
+		FirstTimestamp:      at,
+		LastTimestamp:       at,
 		Count:               1,
 		Source:              corev1.EventSource{Component: "weftd", Host: r.node},
 		ReportingController: "weft.dev/weftd",

@@ -74,6 +74,8 @@ type runner struct {
 	done       bool // everything has been in order once
 	// state says why the node isn't ready; nil when it is.
 	state atomic.Pointer[string]
+	// busy is when the pass that is under way began; nil between passes.
+	busy atomic.Pointer[time.Time]
 }
 
 // undone is what a pass left to the next.
@@ -149,6 +151,9 @@ func (r *runner) period() time.Duration {
 
 // pass does what w asks for, and what the last pass left undone.
 func (r *runner) pass(w work) {
+	start := time.Now()
+	r.busy.Store(&start)
+	defer r.busy.Store(nil)
 	before := r.undone
 	r.undone = undone{}
 	changed := r.learn(w)
@@ -346,6 +351,18 @@ func (r *runner) settle(err error) {
 func (r *runner) ready() error {
 	if why := r.state.Load(); why != nil {
 		return errors.New(*why)
+	}
+	return nil
+}
+
+// maxPass is longer than any pass takes, the reads of a kernel that doesn't
+// answer included.
+const maxPass = 2 * time.Minute
+
+// alive gives nil unless a pass doesn't come to its end.
+func (r *runner) alive() error {
+	if since := r.busy.Load(); since != nil && time.Since(*since) > maxPass {
+		return fmt.Errorf("a pass has been running since %s", since.Format(time.RFC3339))
 	}
 	return nil
 }

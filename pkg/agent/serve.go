@@ -13,16 +13,10 @@ import (
 )
 
 // handler serves health, readiness, metrics and, where asked for, profiles.
-func handler(ready func() error, m *metrics, profiling bool) http.Handler {
+func handler(alive, ready func() error, m *metrics, profiling bool) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := ready(); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
+	mux.HandleFunc("GET /healthz", probe(alive))
+	mux.HandleFunc("GET /readyz", probe(ready))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	if profiling {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -30,6 +24,16 @@ func handler(ready func() error, m *metrics, profiling bool) http.Handler {
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
 	return mux
+}
+
+func probe(check func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if err := check(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	}
 }
 
 // serve answers on l until ctx ends.

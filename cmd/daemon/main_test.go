@@ -1,0 +1,78 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// What a user sees of a wrong command line or settings file.
+func TestBadInput(t *testing.T) {
+	t.Setenv("NODE_NAME", "")
+	file := filepath.Join(t.TempDir(), "weftd.yaml")
+	if err := os.WriteFile(file, []byte("prot: 4789\nvni: 0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, args := range [][]string{
+		{},
+		{"--node-name=n1", "--plan"},
+		{"--node-name=n1", "--config=" + file},
+		{"--node-name=n1", "--config=/nonexistent/weftd.yaml"},
+		{"--node-name=n1", "--mtu=1"},
+		{"--node-name=n1", "--prot=4790"},
+		{"--node-name=n1", "--kubeconfig=/nonexistent/kubeconfig"},
+		{"n1"},
+		{"cleanup", "--cni-conf-dir=etc"},
+		{"cleanup", "n1"},
+	} {
+		c := command()
+		c.SetArgs(args)
+		c.SetOut(&bytes.Buffer{})
+		err := c.Execute()
+		if err == nil {
+			t.Errorf("%q is taken", args)
+			continue
+		}
+		line := "weftd " + strings.Join(args, " ") + "\n" + err.Error() + "\n\n"
+		b.WriteString(strings.ReplaceAll(line, file, "/etc/weft/weftd.yaml"))
+	}
+	golden(t, "testdata/errors.golden", b.String())
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	t.Setenv("NODE_NAME", "")
+	for _, name := range []string{"help", "version"} {
+		var out bytes.Buffer
+		c := command()
+		c.SetArgs([]string{name})
+		c.SetOut(&out)
+		if err := c.Execute(); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "testdata/"+name+".golden", out.String())
+	}
+}
+
+func golden(t *testing.T, file, got string) {
+	t.Helper()
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("%s (-want +got):\n%s", file, d)
+	}
+}

@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weft-cni/weft/pkg/settings"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("%s (-want +got):\n%s", file, d)
+	}
+}
+
+func TestConfList(t *testing.T) {
+	modern := []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+	for name, test := range map[string]struct {
+		chain settings.Chain
+		there map[string][]string
+		fails string
+	}{
+		"alone":           {chain: settings.IfPresent},
+		"chained":         {chain: settings.IfPresent, there: map[string][]string{"portmap": modern, "bandwidth": modern}},
+		"portmap only":    {chain: settings.IfPresent, there: map[string][]string{"portmap": modern}},
+		"old plugins":     {chain: settings.IfPresent, there: map[string][]string{"portmap": modern[:6], "bandwidth": modern[:5]}},
+		"not wanted":      {chain: settings.Never, there: map[string][]string{"portmap": modern, "bandwidth": modern}},
+		"wanted":          {chain: settings.Always, there: map[string][]string{"portmap": modern, "bandwidth": modern}},
+		"wanted, missing": {chain: settings.Always, there: map[string][]string{"portmap": modern}, fails: "chain bandwidth, which cni.bandwidth asks for: file does not exist"},
+		"ancient":         {chain: settings.Always, there: map[string][]string{"portmap": {"0.1.0"}, "bandwidth": modern}, fails: "speak none of CNI [0.3.1 0.4.0 1.0.0 1.1.0]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			data, err := makeConfList(settings.CNI{Portmap: test.chain, Bandwidth: test.chain}, func(plugin string) ([]string, error) {
+				if versions, ok := test.there[plugin]; ok {
+					return versions, nil
+				}
+				return nil, os.ErrNotExist
+			}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+			if test.fails != "" {
+				if err == nil || !strings.Contains(err.Error(), test.fails) {
+					t.Errorf("error is %v, want %q", err, test.fails)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, "conflist-"+strings.ReplaceAll(strings.ReplaceAll(name, " ", "-"), ",", ""), string(data))
+			list, err := libcni.NetworkConfFromBytes(data)
+			if err != nil || len(list.Plugins) == 0 {
+				t.Errorf("libcni takes %+v of it: %v", list, err)
+			}
+		})
+	}
+}
+
+// A plugin that can't be asked is left out where nobody insists on it.
+func TestConfListWithBrokenPlugin(t *testing.T) {
+	broken := func(string) ([]string, error) { return nil, errors.New("exec format error") }
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	data, err := makeConfList(settings.CNI{Portmap: settings.IfPresent, Bandwidth: settings.IfPresent}, broken, log)
+	if err != nil || strings.Contains(string(data), "portmap") {
+		t.Errorf("%s, %v", data, err)
+	}
+	if _, err := makeConfList(settings.CNI{Portmap: settings.Always, Bandwidth: settings.Never}, broken, log); err == nil {
+		t.Error("a plugin that is asked for is broken: no error")
+	}
+}
+
+func TestVersionsOfAPlugin(t *testing.T) {
+	dir := t.TempDir()
+	asked := filepath.Join(dir, "asked")
+	plugin := func(versions string) {
+		script := fmt.Sprintf("#!/bin/sh\necho >> %s\necho '{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[%s]}'\n", asked, versions)
+		if err := os.WriteFile(filepath.Join(dir, "portmap"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := &versions{dir: dir}
+	if _, err := v.of(t.Context(), "portmap"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a plugin that isn't there: %v", err)
+	}
+	plugin(`"1.0.0"`)
+	for range 3 {
+		got, err := v.of(t.Context(), "portmap")
+		if d := cmp.Diff([]string{"1.0.0"}, got); err != nil || d != "" {
+			t.Errorf("%v, %s", err, d)
+		}
+	}
+	if data, err := os.ReadFile(asked); err != nil || len(data) != 1 {
+		t.Errorf("asked %d times, %v", len(data), err)
+	}
+	plugin(`"1.0.0","1.1.0"`)
+	later := time.Now().Add(time.Minute)
+	if err := os.Chtimes(filepath.Join(dir, "portmap"), later, later); err != nil {
+		t.Fatal(err)
+	}
+	got, err := v.of(t.Context(), "portmap")
+	if d := cmp.Diff([]string{"1.0.0", "1.1.0"}, got); err != nil || d != "" {
+		t.Errorf("after an upgrade: %v, %s", err, d)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bandwidth"), []byte("#!/bin/sh\nexit 3\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.of(t.Context(), "bandwidth"); err == nil || !strings.Contains(err.Error(), "for its CNI versions") {
+		t.Errorf("a broken plugin: %v", err)
+	}
+}
+
+func TestInstall(t *testing.T) {
+	from, to := t.TempDir(), filepath.Join(t.TempDir(), "opt", "cni", "bin")
+	source := filepath.Join(from, "weft")
+	if err := os.WriteFile(source, []byte("one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		data    string
+		changed bool
+	}{{"one", true}, {"one", false}, {"two", true}} {
+		if err := os.WriteFile(source, []byte(step.data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		changed, err := install(source, to)
+		if err != nil || changed != step.changed {
+			t.Errorf("%s: changed %v, %v", step.data, changed, err)
+		}
+		info, err := os.Stat(filepath.Join(to, "weft"))
+		if err != nil || info.Mode() != 0o755 {
+			t.Errorf("mode %v, %v", info.Mode(), err)
+		}
+	}
+	if entries, err := os.ReadDir(to); err != nil || len(entries) != 1 {
+		t.Errorf("left beside it: %v, %v", entries, err)
+	}
+	if _, err := install(filepath.Join(from, "none"), to); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no source: %v", err)
+	}
+	if _, err := install(source, filepath.Join(source, "below a file")); err == nil {
+		t.Error("no directory: no error")
+	}
+}
+
+func TestRivalConfig(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"10-weft.conflist", "20-later.conflist", "00-readme.txt", ".05-hidden.swp"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if name, ok := rivalConfig(dir); ok {
+		t.Errorf("%s is none", name)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "10-flannel.conflist"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if name, ok := rivalConfig(dir); !ok || name != "10-flannel.conflist" {
+		t.Errorf("found %q, %v", name, ok)
+	}
+}
