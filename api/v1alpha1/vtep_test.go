@@ -37,7 +37,7 @@ func TestAPIServerRefusesBadVTEPs(t *testing.T) {
 			t.Fatal(err)
 		}
 		spec := map[string]any{}
-		if err := yaml.Unmarshal(data, &spec); err != nil {
+		if err = yaml.Unmarshal(data, &spec); err != nil {
 			t.Fatal(err)
 		}
 		v := &unstructured.Unstructured{Object: map[string]any{
@@ -103,7 +103,7 @@ func TestColumns(t *testing.T) {
 		t.Fatal(err)
 	}
 	spec := map[string]any{}
-	if err := yaml.Unmarshal(data, &spec); err != nil {
+	if err = yaml.Unmarshal(data, &spec); err != nil {
 		t.Fatal(err)
 	}
 	_, err = client.Resource(schema.GroupVersionResource{Group: "weft.dev", Version: "v1alpha1", Resource: "vteps"}).Create(t.Context(),

@@ -51,7 +51,7 @@ func (d *daemon) run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer handle.Close() //nolint:errcheck // the process ends
+	defer handle.Close()
 	a, err := agent.New(agent.Options{
 		Node: d.node, Settings: s, API: api, Kernel: handle, Log: log, Version: version,
 		InstallFrom: d.installFrom, RunDir: netconf.RunDir, DataDir: netconf.DataDir, BootID: boot,
@@ -89,7 +89,7 @@ func newLogger(level slog.Level) *slog.Logger {
 	return log
 }
 
-func cleanupCommand(d *daemon) *cobra.Command {
+func cleanupCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove from this node everything that Weft made",
@@ -109,7 +109,7 @@ the plugin. Pods on the cluster network lose it. The daemon must not run.`,
 		if err != nil {
 			return err
 		}
-		defer handle.Close() //nolint:errcheck // the process ends
+		defer handle.Close()
 		return agent.Cleanup(handle, agent.Places{
 			CNI: parsed.CNI, RunDir: netconf.RunDir, DataDir: netconf.DataDir,
 		}, c.OutOrStdout())

@@ -62,7 +62,7 @@ objects of the API say. A stop leaves all traffic running.`,
 	f.BoolVar(&d.once, "once", false, "bring this node in order once, and exit; the exit code tells whether it is")
 	f.BoolVar(&d.plan, "plan", false, "with --once: only print the operations that it would take")
 	d.settings.addTo(root.Flags())
-	root.AddCommand(versionCommand(), cleanupCommand(&d), pauseCommand())
+	root.AddCommand(versionCommand(), cleanupCommand(), pauseCommand())
 	return root
 }
 

@@ -96,7 +96,7 @@ func clients(c *rest.Config) (rest.Interface, weft.VTEPInterface, error) {
 		return nil, nil, fmt.Errorf("API client: %w", err)
 	}
 	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
+	if err = corev1.AddToScheme(scheme); err != nil {
 		return nil, nil, fmt.Errorf("API client: %w", err)
 	}
 	core := rest.CopyConfig(c)

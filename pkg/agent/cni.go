@@ -131,10 +131,10 @@ func install(plugin, dir string) (changed bool, err error) {
 
 // writeFile makes path hold data, at once and for good, unless it does.
 func writeFile(path string, data []byte, mode os.FileMode) (changed bool, err error) {
-	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+	if old, readErr := os.ReadFile(path); readErr == nil && bytes.Equal(old, data) {
 		return false, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err = os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return false, err
 	}
 	// Hidden, so that no runtime takes it for a configuration.

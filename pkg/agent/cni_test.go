@@ -4,7 +4,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -59,7 +58,7 @@ func TestConfList(t *testing.T) {
 					return versions, nil
 				}
 				return nil, os.ErrNotExist
-			}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+			}, slog.New(slog.DiscardHandler))
 			if test.fails != "" {
 				if err == nil || !strings.Contains(err.Error(), test.fails) {
 					t.Errorf("error is %v, want %q", err, test.fails)
@@ -81,7 +80,7 @@ func TestConfList(t *testing.T) {
 // A plugin that can't be asked is left out where nobody insists on it.
 func TestConfListWithBrokenPlugin(t *testing.T) {
 	broken := func(string) ([]string, error) { return nil, errors.New("exec format error") }
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	data, err := makeConfList(settings.CNI{Portmap: settings.IfPresent, Bandwidth: settings.IfPresent}, broken, log)
 	if err != nil || strings.Contains(string(data), "portmap") {
 		t.Errorf("%s, %v", data, err)

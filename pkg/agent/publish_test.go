@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net/netip"
 	"strconv"
@@ -88,7 +87,7 @@ func TestPublisher(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			api := &fakeVTEPs{}
-			p := newPublisher(api, slog.New(slog.NewTextHandler(io.Discard, nil)), newMetrics("test"))
+			p := newPublisher(api, slog.New(slog.DiscardHandler), newMetrics("test"))
 			if test.there != nil {
 				api.put(test.there)
 			}
@@ -119,7 +118,7 @@ func TestPublisher(t *testing.T) {
 	}
 	t.Run("the API server is away", func(t *testing.T) {
 		api := &fakeVTEPs{broken: errors.New("connection refused")}
-		p := newPublisher(api, slog.New(slog.NewTextHandler(io.Discard, nil)), newMetrics("test"))
+		p := newPublisher(api, slog.New(slog.DiscardHandler), newMetrics("test"))
 		p.saw(nil)
 		p.publish(want)
 		if err := p.once(t.Context()); err == nil {
@@ -138,7 +137,7 @@ func TestPublisherKeepsWhatIsNotItsOwn(t *testing.T) {
 	self := overlay.Self{Name: "self", Underlay: []overlay.Underlay{{Addr: netip.MustParseAddr("192.0.2.1")}}}
 	v := vtepOf(Node{Name: "self", UID: "0"}, self, 4789)
 	v.Labels = map[string]string{"rack": "7"}
-	p := newPublisher(api, slog.New(slog.NewTextHandler(io.Discard, nil)), newMetrics("test"))
+	p := newPublisher(api, slog.New(slog.DiscardHandler), newMetrics("test"))
 	p.saw(api.put(v))
 	p.publish(vtepOf(Node{Name: "self", UID: "1"}, self, 4789))
 	if err := p.once(t.Context()); err != nil {

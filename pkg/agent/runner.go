@@ -260,11 +260,11 @@ func (r *runner) look(w work) (moved bool, err error) {
 		r.readdressed()
 	}
 	r.addrs = addrs
-	self, err := selfOf(*r.node, r.settings, addrs)
+	var self overlay.Self
+	self, r.host = selfOf(*r.node, r.settings, addrs)
 	keepRouterAdvertisements(r.plan.self.Underlay, self.Underlay)
-	r.host = err
-	if err != nil || r.plan.built() && reflect.DeepEqual(self, r.plan.self) {
-		return false, nil
+	if r.host != nil || r.plan.built() && reflect.DeepEqual(self, r.plan.self) {
+		return false, nil //nolint:nilerr // settle tells of host; the plan stays
 	}
 	r.log.Info("planning for this node", "underlay", self.Underlay, "podCIDRs", self.PodCIDRs, "mtu", self.MTU, "mac", self.MAC)
 	r.plan.build(self)

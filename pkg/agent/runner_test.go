@@ -3,7 +3,6 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -56,7 +55,7 @@ func hostAddr(prefix, link string) rtnl.HostAddr {
 
 // start is a new daemon on the same node: it knows nothing yet.
 func (w *world) start() {
-	w.runner = newRunner(w.kernel, w.set, slog.New(slog.NewTextHandler(io.Discard, nil)), newMetrics("test"))
+	w.runner = newRunner(w.kernel, w.set, slog.New(slog.DiscardHandler), newMetrics("test"))
 	w.runner.report = func(reason, note string) { w.events = append(w.events, reason+": "+note) }
 	w.runner.announce = func(n Node, self overlay.Self) error {
 		w.told = append(w.told, fmt.Sprintf("%s mtu %d", n.UID, self.MTU))

@@ -103,8 +103,14 @@ func TestFullFileHasAllKeys(t *testing.T) {
 
 func TestFlagsWin(t *testing.T) {
 	s, err := Parse([]byte(full), []Flag{
-		{"vni", "7"}, {"mtu", "auto"}, {"underlay.interface", ""}, {"underlay.cidrs", "2001:db8:1::/64,2001:db8:2::/64"},
-		{"noMasquerade", ""}, {"directRouting", "false"}, {"cni.portmap", "auto"}, {"vni", "8"},
+		{"vni", "7"},
+		{"mtu", "auto"},
+		{"underlay.interface", ""},
+		{"underlay.cidrs", "2001:db8:1::/64,2001:db8:2::/64"},
+		{"noMasquerade", ""},
+		{"directRouting", "false"},
+		{"cni.portmap", "auto"},
+		{"vni", "8"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +209,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if s.Overlay.VNI < 1 || s.Overlay.VNI > 1<<24-1 || s.Overlay.Port == 0 || s.Resync < time.Second ||
+		if s.Overlay.VNI < 1 || s.Overlay.VNI >= 1<<24 || s.Overlay.Port == 0 || s.Resync < time.Second ||
 			s.MTU != 0 && (s.MTU < 576 || s.MTU > 65535) || s.Listen == "" || !filepath.IsAbs(s.CNI.BinDir) {
 			t.Fatalf("out of range: %+v", s)
 		}

@@ -14,14 +14,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/weft-cni/weft/api/v1alpha1"
 	weft "github.com/weft-cni/weft/pkg/client/versioned/typed/api/v1alpha1"
 	"github.com/weft-cni/weft/pkg/overlay"
 	"github.com/weft-cni/weft/test/cluster"
 	"github.com/weft-cni/weft/test/probe"
-
-	"k8s.io/client-go/rest"
 )
 
 // TestTrafficOutlivesTheDaemon kills a daemon, starts and terminates it again
@@ -103,9 +102,9 @@ func TestAPIOutage(t *testing.T) {
 	})
 	talk(t, a, b, n.Attach(t, "c"), c.Node(2).Attach(t, "d"))
 	err = n.Do(func() error {
-		l, err := netlink.LinkByName(overlay.Link)
-		if err != nil {
-			return err
+		l, findErr := netlink.LinkByName(overlay.Link)
+		if findErr != nil {
+			return findErr
 		}
 		return changeNeighs(netlink.FAMILY_V4, netlink.NeighDel)(l)
 	})
@@ -113,7 +112,7 @@ func TestAPIOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, repairTime, is(t, n, before))
-	if _, err := daemons[0].Get(t.Context(), "/readyz"); err != nil {
+	if _, err = daemons[0].Get(t.Context(), "/readyz"); err != nil {
 		t.Errorf("an API outage made a node unready: %v", err)
 	}
 	// A daemon that starts now knows of no peer, and so leaves all as it is.
@@ -122,15 +121,15 @@ func TestAPIOutage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blind := exec.Command(filepath.Join(bin, "weftd"), "--kubeconfig=/etc/weft/kubeconfig", "--node-name="+n.Name)
-	if _, err := n.Start(blind); err != nil {
+	blind := exec.CommandContext(t.Context(), filepath.Join(bin, "weftd"), "--kubeconfig=/etc/weft/kubeconfig", "--node-name="+n.Name)
+	if _, err = n.Start(blind); err != nil {
 		t.Fatal(err)
 	}
 	more(t, []*probe.Pings{stream}, 500)
-	if err := is(t, n, before)(); err != nil {
+	if err = is(t, n, before)(); err != nil {
 		t.Error(err)
 	}
-	if err := c.API.Start(t.Context()); err != nil {
+	if err = c.API.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	late, err := c.AddNode(t.Context())
@@ -277,7 +276,7 @@ func TestDaemonsWriteTheirOwnVTEPOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.VTEPs().Update(t.Context(), own, metav1.UpdateOptions{}); err != nil {
+	if _, err = client.VTEPs().Update(t.Context(), own, metav1.UpdateOptions{}); err != nil {
 		t.Errorf("its own VTEP: %v", err)
 	}
 	stolen := own.DeepCopy()

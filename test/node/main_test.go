@@ -12,15 +12,15 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/weft-cni/weft/api/v1alpha1"
 	weft "github.com/weft-cni/weft/pkg/client/versioned/typed/api/v1alpha1"
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/overlay"
 	"github.com/weft-cni/weft/test/cluster"
-
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func TestMain(m *testing.M) { cluster.Main(m) }
