@@ -103,7 +103,8 @@ func (n *Node) halt() error {
 }
 
 // Reboot is a power cut and a new start: processes, pods, links and /run are
-// gone; the disk, the name and the Node object stay.
+// gone; the disk, the name and the Node object stay. Nothing else may be done
+// with the node meanwhile.
 func (n *Node) Reboot() error {
 	if err := errors.Join(n.halt(), n.boot()); err != nil {
 		return fmt.Errorf("reboot node %s: %w", n.Name, err)

@@ -215,7 +215,9 @@ func (p *Pod) Detach(ctx context.Context) error {
 func (p *Pod) DestroyNetns() error {
 	p.Node.mu.Lock()
 	defer p.Node.mu.Unlock()
-	delete(p.Node.pods, p.Name)
+	if p.Node.pods[p.Name] == p {
+		delete(p.Node.pods, p.Name)
+	}
 	if p.space.net == nil {
 		return nil
 	}

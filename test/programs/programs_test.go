@@ -116,7 +116,7 @@ func TestPluginsAreBuiltOnce(t *testing.T) {
 			for _, e := range entries {
 				names = append(names, e.Name())
 			}
-			want := []string{"bandwidth", "bridge", "host-local", "portmap", "static"}
+			want := []string{"bandwidth", "bridge", "host-local", "loopback", "portmap", "static"}
 			if err != nil || !slices.Equal(names, want) {
 				t.Errorf("plugins are %s, want %s (%v)", names, want, err)
 			}
