@@ -50,7 +50,7 @@ func (b hopsBench) run(ctx context.Context, r *report) error {
 		{name: "pod to pod, routed", direct: true, ends: ends, to: to},
 		{name: "and VXLAN", ends: ends, to: to},
 		{name: "and connection tracking for masquerade", chains: []string{"masquerade"}, ends: ends, to: to},
-		{name: "and the source check: as shipped", chains: []string{"source", "masquerade"}, ends: ends, to: to},
+		{name: "and the source check: as shipped", chains: []string{"source", "tunnel", "masquerade"}, ends: ends, to: to},
 	}
 	var sites []*site
 	for i, n := range c.Nodes() {
