@@ -1,13 +1,11 @@
 package v1alpha1_test
 
 import (
-	"flag"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -15,9 +13,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-cni/weft/test/cluster"
+	"github.com/weft-cni/weft/test/testns"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 func TestMain(m *testing.M) { cluster.Main(m) }
 
@@ -61,7 +58,7 @@ func TestAPIServerRefusesBadVTEPs(t *testing.T) {
 			if err == nil {
 				t.Fatal("it was taken")
 			}
-			golden(t, strings.TrimSuffix(file, ".yaml")+".golden", err.Error()+"\n")
+			testns.Golden(t, "bad/"+strings.TrimSuffix(filepath.Base(file), ".yaml")+".golden", err.Error()+"\n")
 		})
 	}
 }
@@ -73,22 +70,6 @@ func glob(t *testing.T, pattern string, least int) []string {
 		t.Fatalf("%d files like %s, want %d: %v", len(files), pattern, least, err)
 	}
 	return files
-}
-
-func golden(t *testing.T, file, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got):\n%s", file, d)
-	}
 }
 
 // TestColumns looks at what `kubectl get vteps` shows.
@@ -134,5 +115,5 @@ func TestColumns(t *testing.T) {
 		}
 		b.WriteString(strings.Repeat("wide: ", int(column.Priority)) + string(text))
 	}
-	golden(t, "testdata/columns.golden", b.String())
+	testns.Golden(t, "columns.golden", b.String())
 }

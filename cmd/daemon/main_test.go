@@ -2,16 +2,13 @@ package main
 
 import (
 	"bytes"
-	"flag"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/weft-cni/weft/test/testns"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 // What a user sees of a wrong command line or settings file.
 func TestBadInput(t *testing.T) {
@@ -44,7 +41,7 @@ func TestBadInput(t *testing.T) {
 		line := "weftd " + strings.Join(args, " ") + "\n" + err.Error() + "\n\n"
 		b.WriteString(strings.ReplaceAll(line, file, "/etc/weft/weftd.yaml"))
 	}
-	golden(t, "testdata/errors.golden", b.String())
+	testns.Golden(t, "errors.golden", b.String())
 }
 
 func TestHelpAndVersion(t *testing.T) {
@@ -57,22 +54,6 @@ func TestHelpAndVersion(t *testing.T) {
 		if err := c.Execute(); err != nil {
 			t.Fatal(err)
 		}
-		golden(t, "testdata/"+name+".golden", out.String())
-	}
-}
-
-func golden(t *testing.T, file, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got):\n%s", file, d)
+		testns.Golden(t, name+".golden", out.String())
 	}
 }

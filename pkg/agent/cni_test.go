@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -15,26 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/weft-cni/weft/pkg/settings"
+	"github.com/weft-cni/weft/test/testns"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name+".golden")
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got):\n%s", file, d)
-	}
-}
 
 func TestConfList(t *testing.T) {
 	modern := []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
@@ -68,7 +49,7 @@ func TestConfList(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, "conflist-"+strings.ReplaceAll(strings.ReplaceAll(name, " ", "-"), ",", ""), string(data))
+			testns.Golden(t, "conflist-"+strings.ReplaceAll(strings.ReplaceAll(name, " ", "-"), ",", "")+".golden", string(data))
 			list, err := libcni.NetworkConfFromBytes(data)
 			if err != nil || len(list.Plugins) == 0 {
 				t.Errorf("libcni takes %+v of it: %v", list, err)

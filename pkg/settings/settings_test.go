@@ -1,7 +1,6 @@
 package settings
 
 import (
-	"flag"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -12,9 +11,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-)
 
-var update = flag.Bool("update", false, "write the golden files")
+	"github.com/weft-cni/weft/test/testns"
+)
 
 // compareSettings compares settings whole: regular expressions by their text.
 var compareSettings = cmp.Options{
@@ -156,7 +155,7 @@ func TestBadFiles(t *testing.T) {
 			if !reflect.ValueOf(s).IsZero() {
 				t.Errorf("settings beside the error: %+v", s)
 			}
-			golden(t, strings.TrimSuffix(file, ".yaml")+".golden", err.Error()+"\n")
+			testns.Golden(t, "bad/"+strings.TrimSuffix(filepath.Base(file), ".yaml")+".golden", err.Error()+"\n")
 		})
 	}
 }
@@ -168,23 +167,7 @@ func TestBadFlags(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	golden(t, "testdata/flags.golden", err.Error()+"\n")
-}
-
-func golden(t *testing.T, file, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got):\n%s", file, d)
-	}
+	testns.Golden(t, "flags.golden", err.Error()+"\n")
 }
 
 // Whatever the file holds, Parse gives settings in their ranges or an error.
