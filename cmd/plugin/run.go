@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/attach"
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/veth"
 )
 
 // run carries out one command and reports an error the way the CNI
@@ -64,7 +65,12 @@ func dispatch(ctx context.Context, log *slog.Logger, n *netconf.Network, out io.
 	if err != nil {
 		return err
 	}
-	p := &attach.Plugin{Log: log, BootID: bootID}
+	node, err := veth.Open()
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	p := &attach.Plugin{Log: log, BootID: bootID, Node: node}
 	switch n.Env.Command {
 	case netconf.Add:
 		return add(ctx, p, n, out)

@@ -33,12 +33,12 @@ import (
 // those before it. A runtime gives a pod minutes.
 const lockTimeout = 30 * time.Second
 
-// Plugin attaches pods to the node whose network namespace the calling thread
-// is in. Its methods may run concurrently, in any number of processes, for
-// different attachments.
+// Plugin attaches pods to one node. Its methods may run concurrently, in any
+// number of processes, for different attachments.
 type Plugin struct {
 	Log    *slog.Logger
-	BootID string // of this boot, see netconf.BootID
+	BootID string     // of this boot, see netconf.BootID
+	Node   *veth.Node // the node's network namespace
 }
 
 // Attach makes an interface in a pod and returns the result in the version
@@ -66,20 +66,10 @@ func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (_ types.Result
 	var done undoList
 	defer func() { err = done.undoOn(err) }()
 
-	done.add("remove the record", func() error { return store(n).Delete(n.Env.ContainerID, n.Env.IfName) })
-	if !n.IPAM.Own() {
-		// What a delegate gave can be found again by the record alone.
-		if err := store(n).Put(recordOf(n, node, veth.Pair{})); err != nil {
-			return nil, err
-		}
-	}
-	allocator := ipam.New(n, node)
-	given, err := allocator.Add(ctx)
+	given, err := allocate(ctx, n, node, &done)
 	if err != nil {
 		return nil, err
 	}
-	done.add("release the addresses", func() error { return allocator.Del(context.WithoutCancel(ctx)) })
-
 	rec, pair, err := plan(n, node, given)
 	if err != nil {
 		return nil, err
@@ -88,10 +78,13 @@ func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (_ types.Result
 	if err != nil {
 		return nil, err
 	}
-	if err := store(n).Put(rec); err != nil {
+	flush, err := store(n).Write(rec)
+	if err != nil {
 		return nil, err
 	}
-	if err := p.connect(ctx, n, pod, pair); err != nil {
+	flushed := inBackground(flush) // the disk works while the kernel does
+	err = p.connect(ctx, n, pod, pair, &done)
+	if err := errors.Join(err, <-flushed); err != nil {
 		return nil, err
 	}
 	p.Log.Debug("attached", "addrs", rec.Addrs, "host", pair.HostLink)
@@ -127,7 +120,7 @@ func (p *Plugin) notAttached(n *netconf.Network) error {
 		return fmt.Errorf("%s in container %s: %w since %s",
 			n.Env.IfName, n.Env.ContainerID, ErrAttached, rec.Created.Format(time.RFC3339))
 	}
-	there, err := veth.Exists(veth.HostLink(n.Env.ContainerID, n.Env.IfName))
+	there, err := p.Node.Exists(veth.HostLink(n.Env.ContainerID, n.Env.IfName))
 	if err != nil {
 		return err
 	}
@@ -137,37 +130,73 @@ func (p *Plugin) notAttached(n *netconf.Network) error {
 	return nil
 }
 
+// allocate claims addresses. What a delegate gives is found again by a record
+// alone, so there the record comes first, without them.
+func allocate(ctx context.Context, n *netconf.Network, node netconf.Node, done *undoList) (ipam.Result, error) {
+	done.add("remove the record", func() error { return store(n).Delete(n.Env.ContainerID, n.Env.IfName) })
+	if !n.IPAM.Own() {
+		if err := store(n).Put(recordOf(n, node, veth.Pair{})); err != nil {
+			return ipam.Result{}, err
+		}
+	}
+	allocator := ipam.New(n, node)
+	given, err := allocator.Add(ctx)
+	if err != nil {
+		return ipam.Result{}, err
+	}
+	done.add("release the addresses", func() error { return allocator.Del(context.WithoutCancel(ctx)) })
+	return given, nil
+}
+
+// inBackground runs f and tells what it returned.
+func inBackground(f func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	return done
+}
+
 // connect makes the pair. Where the node has a route to one of its addresses
 // already, what counts is whose: a host end that no record knows is left from
 // an attachment whose record was lost, and gives way.
-func (p *Plugin) connect(ctx context.Context, n *netconf.Network, pod *veth.Netns, pair veth.Pair) error {
+func (p *Plugin) connect(ctx context.Context, n *netconf.Network, pod *veth.Netns, pair veth.Pair, done *undoList) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := veth.Create(pod, pair)
-	var inUse *veth.InUseError
-	if !errors.As(err, &inUse) {
+	err := p.Node.Create(pod, pair)
+	if inUse := (*veth.InUseError)(nil); errors.As(err, &inUse) {
+		stray, e := p.removeStray(n, inUse.Link)
+		if e != nil {
+			return fmt.Errorf("%w; then, to remove %s: %w", err, inUse.Link, e)
+		}
+		if stray {
+			err = p.Node.Create(pod, pair)
+		}
+	}
+	if err != nil {
 		return err
 	}
-	stray, e := p.isStray(n, inUse.Link)
-	if e != nil {
-		return errors.Join(err, e)
+	done.add("remove the interface", func() error {
+		return errors.Join(veth.RemoveRules(pod, pair.Addrs), p.Node.Remove(pair.HostLink))
+	})
+	return nil
+}
+
+// removeStray removes the host end of an attachment to n's network that has no
+// record, if that is what link is.
+func (p *Plugin) removeStray(n *netconf.Network, link string) (removed bool, err error) {
+	stray, err := p.isStray(n, link)
+	if err != nil || !stray {
+		return false, err
 	}
-	if !stray {
-		return err
-	}
-	p.Log.Warn("removing a pod's interface that no record knows", "link", inUse.Link, "addr", inUse.Addr)
-	if e := veth.Remove(inUse.Link); e != nil {
-		return errors.Join(err, e)
-	}
-	return veth.Create(pod, pair)
+	p.Log.Warn("removing a pod's interface that no record knows", "link", link)
+	return true, p.Node.Remove(link)
 }
 
 // isStray reports whether link is the host end of an attachment to n's network
 // that has no record. Records are written before the pair is made and removed
 // after it is gone, so nobody is at work on it.
 func (p *Plugin) isStray(n *netconf.Network, link string) (bool, error) {
-	ends, err := veth.List()
+	ends, err := p.Node.List()
 	if err != nil {
 		return false, err
 	}

@@ -58,7 +58,7 @@ func (p *Plugin) Check(ctx context.Context, n *netconf.Network) error {
 	if err != nil {
 		return err
 	}
-	c := check{n: n, as: as, rec: rec}
+	c := check{node: p.Node, n: n, as: as, rec: rec}
 	kernel, err := c.kernel()
 	if err != nil {
 		return err
@@ -72,9 +72,10 @@ func (p *Plugin) Check(ctx context.Context, n *netconf.Network) error {
 
 // check is one attachment under Check. Its methods give the differences.
 type check struct {
-	n   *netconf.Network // of the CHECK
-	as  *netconf.Network // of the ADD
-	rec record.Attachment
+	node *veth.Node
+	n    *netconf.Network // of the CHECK
+	as   *netconf.Network // of the ADD
+	rec  record.Attachment
 }
 
 func (c check) kernel() ([]string, error) {
@@ -84,7 +85,7 @@ func (c check) kernel() ([]string, error) {
 	}
 	defer pod.Close()
 	pair := pairOf(c.rec, c.as)
-	inHost, inPod, err := veth.Read(pod, pair)
+	inHost, inPod, err := c.node.Read(pod, pair)
 	if err != nil {
 		return nil, err
 	}

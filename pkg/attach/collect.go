@@ -66,7 +66,7 @@ func (p *Plugin) stale(n *netconf.Network, keep map[ipam.Owner]bool) (stale []ip
 	if len(corrupt) == 0 {
 		return stale, nil
 	}
-	ends, err := veth.List()
+	ends, err := p.Node.List()
 	if err != nil {
 		return stale, err
 	}
@@ -100,7 +100,7 @@ func (p *Plugin) detachOwner(ctx context.Context, n *netconf.Network, owner ipam
 // collectLinks removes host ends that are the network's by their alias and
 // have neither a record nor a place among what is to be kept.
 func (p *Plugin) collectLinks(n *netconf.Network, keep map[ipam.Owner]bool) error {
-	ends, err := veth.List()
+	ends, err := p.Node.List()
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (p *Plugin) collectLinks(n *netconf.Network, keep map[ipam.Owner]bool) erro
 			continue
 		}
 		p.Log.Info("collecting a pod's interface without a record", "link", e.Name)
-		errs = append(errs, veth.Remove(e.Name))
+		errs = append(errs, p.Node.Remove(e.Name))
 	}
 	return errors.Join(errs...)
 }
@@ -130,7 +130,7 @@ func (p *Plugin) collectClaims(ctx context.Context, n *netconf.Network, keep map
 	if err != nil {
 		return err
 	}
-	ends, err := veth.List()
+	ends, err := p.Node.List()
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func (p *Plugin) detach(ctx context.Context, n *netconf.Network) error {
 	if err := removeRules(as, rec); err != nil {
 		return err
 	}
-	if err := veth.Remove(veth.HostLink(id, ifName)); err != nil {
+	if err := p.Node.Remove(veth.HostLink(id, ifName)); err != nil {
 		return err
 	}
 	err = ipam.New(as, netconf.Node{}).Del(ctx)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -115,13 +116,18 @@ func as[T error](err error) bool {
 // chain; the code is the one that belongs to the error, or else that of what a
 // delegated plugin said.
 func Report(err error) *types.Error {
+	// Errors that were joined have a line each.
+	return types.NewError(code(err), strings.ReplaceAll(err.Error(), "\n", "; "), "")
+}
+
+func code(err error) uint {
 	for _, c := range codes {
 		if c.in(err) {
-			return types.NewError(c.code, err.Error(), "")
+			return c.code
 		}
 	}
 	if delegate := (*types.Error)(nil); errors.As(err, &delegate) {
-		return types.NewError(delegate.Code, err.Error(), "")
+		return delegate.Code
 	}
-	return types.NewError(CodeInternal, err.Error(), "")
+	return CodeInternal
 }

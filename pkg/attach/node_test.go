@@ -16,6 +16,7 @@ import (
 	"github.com/weft-cni/weft/pkg/attach"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/record"
+	"github.com/weft-cni/weft/pkg/veth"
 	"github.com/weft-cni/weft/test/single"
 	"github.com/weft-cni/weft/test/testns"
 )
@@ -31,7 +32,10 @@ type node struct {
 func newNode(t *testing.T) *node {
 	t.Helper()
 	n := &node{Node: single.New(t), t: t}
-	n.plugin = &attach.Plugin{Log: slog.New(slog.NewTextHandler(&n.log, nil)), BootID: n.BootID}
+	kernel, err := veth.Open()
+	must(t, err)
+	t.Cleanup(kernel.Close)
+	n.plugin = &attach.Plugin{Log: slog.New(slog.NewTextHandler(&n.log, nil)), BootID: n.BootID, Node: kernel}
 	return n
 }
 

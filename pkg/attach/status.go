@@ -9,7 +9,6 @@ import (
 
 	"github.com/weft-cni/weft/pkg/ipam"
 	"github.com/weft-cni/weft/pkg/netconf"
-	"github.com/weft-cni/weft/pkg/veth"
 )
 
 // Status reports whether an ADD can work: ErrUnavailable where the daemon has
@@ -33,7 +32,7 @@ func (p *Plugin) Status(ctx context.Context, n *netconf.Network) error {
 
 func (p *Plugin) unready(cause error) error {
 	kind := ErrUnavailable
-	if ends, err := veth.List(); err == nil && len(ends) > 0 {
+	if ends, err := p.Node.List(); err == nil && len(ends) > 0 {
 		kind = ErrLimited
 	}
 	return fmt.Errorf("%w: %w: %w", kind, ErrNotReady, cause)

@@ -151,18 +151,6 @@ func read(path string) (Attachment, error) {
 	return a, nil
 }
 
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
 // sync makes the directory's entries survive a power failure.
 func (s Store) sync() error {
 	d, err := os.Open(s.Dir)

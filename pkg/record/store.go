@@ -58,22 +58,67 @@ func (e *CorruptError) Attachment() (containerID, ifName string, ok bool) {
 // returns, the record survives a power failure; a crash before that leaves
 // the old record or none, never half of one.
 func (s Store) Put(a Attachment) error {
+	f, err := s.create(a)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("record: %w", errors.Join(err, os.Remove(f.Name())))
+	}
+	if err := s.publish(f); err != nil {
+		return err
+	}
+	return s.sync()
+}
+
+// Write does what Put does, but doesn't wait for the disk: the caller has to
+// call flush, and may do other work meanwhile. When Write returns, all
+// processes see the record, and it stays if this one is killed. A power failure
+// before flush returns may leave a record that can't be read.
+func (s Store) Write(a Attachment) (flush func() error, err error) {
+	f, err := s.create(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.publish(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() error {
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return fmt.Errorf("record: %w", err)
+		}
+		return s.sync()
+	}, nil
+}
+
+// create writes a under a name that isn't a record's.
+func (s Store) create(a Attachment) (*os.File, error) {
 	data, err := encode(a)
 	if err != nil {
-		return fmt.Errorf("record %s/%s: %w", a.ContainerID, a.IfName, err)
+		return nil, fmt.Errorf("record %s/%s: %w", a.ContainerID, a.IfName, err)
 	}
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
-		return fmt.Errorf("record: %w", err)
+		return nil, fmt.Errorf("record: %w", err)
 	}
-	name := fileName(a.ContainerID, a.IfName)
-	temp := filepath.Join(s.Dir, tempPrefix+name)
-	if err := writeSynced(temp, data); err != nil {
-		return fmt.Errorf("record: %w", errors.Join(err, os.Remove(temp)))
+	temp := filepath.Join(s.Dir, tempPrefix+fileName(a.ContainerID, a.IfName))
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("record: %w", err)
 	}
+	if _, err := f.Write(data); err != nil {
+		return nil, fmt.Errorf("record: %w", errors.Join(err, f.Close(), os.Remove(temp)))
+	}
+	return f, nil
+}
+
+// publish gives what create wrote its record's name.
+func (s Store) publish(f *os.File) error {
+	temp := f.Name()
+	name := strings.TrimPrefix(filepath.Base(temp), tempPrefix)
 	if err := os.Rename(temp, filepath.Join(s.Dir, name)); err != nil {
 		return fmt.Errorf("record: %w", errors.Join(err, os.Remove(temp)))
 	}
-	return s.sync()
+	return nil
 }
 
 // Get reads the record of an attachment. The error is fs.ErrNotExist where

@@ -43,40 +43,37 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("address %s: a route to it leads to link %s", e.Addr, e.Link)
 }
 
-// Create makes the pair between the caller's network namespace and pod, with
+// Create makes the pair between the node's network namespace and pod, with
 // all that Host and Pod say. After an error nothing of it is left, unless the
 // error says that too.
 //
 // The error is ErrExists where one of the names is taken, an *InUseError
 // where a route to one of the addresses is there, and else a *KernelError.
-func Create(pod *Netns, p Pair) error {
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("netlink: %w", err)
-	}
-	defer host.Close()
+func (n *Node) Create(pod *Netns, p Pair) error {
 	inPod, err := pod.handle()
 	if err != nil {
 		return err
 	}
 	defer inPod.Close()
 
-	link, err := p.add(host, inPod, pod)
+	link, err := p.add(n.h, inPod, pod)
 	if errors.Is(err, ErrExists) {
 		return err
 	}
 	if err == nil {
 		err = p.configure(
-			&end{Handle: host, name: p.HostLink, link: link, do: func(f func() error) error { return f() }},
+			&end{Handle: n.h, name: p.HostLink, link: link, do: func(f func() error) error { return f() }},
 			&end{Handle: inPod, name: p.PodLink, do: pod.do},
 		)
 	}
 	if err != nil {
 		// Also where the message that makes the pair has failed: perhaps only
 		// its answer was lost.
-		return errors.Join(err, p.undo(host, inPod))
+		if undo := p.undo(n.h, inPod); undo != nil {
+			err = fmt.Errorf("%w; then, to remove the pair: %w", err, undo)
+		}
 	}
-	return nil
+	return err
 }
 
 func (p Pair) undo(host, inPod *netlink.Handle) error {

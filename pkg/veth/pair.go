@@ -2,9 +2,10 @@
 // with routed addresses.
 //
 // A Pair says what an attachment should be; Host and Pod turn that into the
-// kernel objects of the two network namespaces, without looking at either.
-// Create makes them, Read reads them back, Drift compares the two, and Remove
-// deletes the pair, with which everything on it goes.
+// kernel objects of the two network namespaces, without looking at either. A
+// Node makes them (Create), reads them back (Read) and deletes the pair
+// (Remove), with which everything on it goes; Drift compares what was read
+// with what should be.
 //
 //	pod                                     node
 //	eth0 10.244.1.5/32  ──────────────────  weft7n2k…  ee:ee:ee:ee:ee:ee

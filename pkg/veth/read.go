@@ -16,19 +16,14 @@ import (
 // link-local ones. What others put beside that (routes of the pod's own,
 // neighbours it learned) is left out. Where an end is missing so is
 // everything on it.
-func Read(pod *Netns, p Pair) (inHost, inPod kernel.State, err error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, nil, fmt.Errorf("netlink: %w", err)
-	}
-	defer h.Close()
+func (n *Node) Read(pod *Netns, p Pair) (inHost, inPod kernel.State, err error) {
 	ph, err := pod.handle()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer ph.Close()
 
-	host, err := readEnd(h, p.HostLink)
+	host, err := readEnd(n.h, p.HostLink)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -15,14 +15,7 @@ import (
 // Remove deletes the pair with the host end hostLink, and with it all
 // addresses, routes and neighbours on either end. It does nothing where there
 // is no such link, and it returns when the link is gone from both namespaces.
-func Remove(hostLink string) error {
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("netlink: %w", err)
-	}
-	defer host.Close()
-	return remove(host, hostLink)
-}
+func (n *Node) Remove(hostLink string) error { return remove(n.h, hostLink) }
 
 func remove(host *netlink.Handle, name string) error {
 	link, err := host.LinkByName(name)
@@ -39,20 +32,6 @@ func remove(host *netlink.Handle, name string) error {
 		return &KernelError{Object: "delete link " + name, Err: err}
 	}
 	return nil
-}
-
-// Exists reports whether the node has a link of that name.
-func Exists(hostLink string) (bool, error) {
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return false, fmt.Errorf("netlink: %w", err)
-	}
-	defer host.Close()
-	_, err = host.LinkByName(hostLink)
-	if isNotFound(err) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // RemoveRules deletes the routing rules that a pair of addrs without a
@@ -88,13 +67,8 @@ type HostEnd struct {
 
 // List gives the host ends of all pairs on the node. An interrupted dump is
 // an error: what it shows may lack links.
-func List() ([]HostEnd, error) {
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("netlink: %w", err)
-	}
-	defer host.Close()
-	links, err := host.LinkList()
+func (n *Node) List() ([]HostEnd, error) {
+	links, err := n.h.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -108,9 +82,4 @@ func List() ([]HostEnd, error) {
 		ends = append(ends, HostEnd{Name: a.Name, Network: network})
 	}
 	return ends, nil
-}
-
-func isNotFound(err error) bool {
-	var notFound netlink.LinkNotFoundError
-	return errors.As(err, &notFound)
 }

@@ -44,6 +44,17 @@ func pairOf(containerID, ifName string, ips ...string) veth.Pair {
 	}
 }
 
+// openNode opens the namespace that the test is in.
+func openNode(t *testing.T) *veth.Node {
+	t.Helper()
+	n, err := veth.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Close)
+	return n
+}
+
 func openNetns(t *testing.T, ns *testns.NS) *veth.Netns {
 	t.Helper()
 	n, err := veth.OpenNetns(ns.Path)
@@ -56,7 +67,7 @@ func openNetns(t *testing.T, ns *testns.NS) *veth.Netns {
 
 func create(t *testing.T, pod *testns.NS, p veth.Pair) {
 	t.Helper()
-	if err := veth.Create(openNetns(t, pod), p); err != nil {
+	if err := openNode(t).Create(openNetns(t, pod), p); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -97,7 +108,7 @@ func TestCreate(t *testing.T) {
 			create(t, pod, p)
 			testns.Golden(t, "create/"+name+".golden", dump(t, node, pod))
 
-			host, inPod, err := veth.Read(openNetns(t, pod), p)
+			host, inPod, err := openNode(t).Read(openNetns(t, pod), p)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -108,7 +119,7 @@ func TestCreate(t *testing.T) {
 				t.Errorf("drift right after creation: %s", strings.Join(lines, "; "))
 			}
 
-			if err := veth.Remove(p.HostLink); err != nil {
+			if err := openNode(t).Remove(p.HostLink); err != nil {
 				t.Fatal(err)
 			}
 			if err := veth.RemoveRules(openNetns(t, pod), p.Addrs); err != nil {
@@ -117,7 +128,7 @@ func TestCreate(t *testing.T) {
 			if got, want := dump(t, node, pod), "# node\n# pod\n"; got != want {
 				t.Errorf("left behind:\n%s", got)
 			}
-			if err := veth.Remove(p.HostLink); err != nil {
+			if err := openNode(t).Remove(p.HostLink); err != nil {
 				t.Errorf("removing what is gone: %v", err)
 			}
 		})
@@ -135,7 +146,7 @@ func TestTwoInterfaces(t *testing.T) {
 	testns.Golden(t, "two-interfaces.golden", dump(t, node, pod))
 
 	third := pairOf("a1b2c3", "net2", "10.244.1.7")
-	err := veth.Create(openNetns(t, pod), third)
+	err := openNode(t).Create(openNetns(t, pod), third)
 	want := "in the pod: route 0.0.0.0/0 via 169.254.1.1 onlink dev net2: file exists, through another interface of the pod; \"defaultRoute\": false leaves it out here"
 	if err == nil || err.Error() != want || !errors.Is(err, syscall.EEXIST) {
 		t.Errorf("second default route: %v, want %s", err, want)
@@ -226,7 +237,7 @@ func TestCreateRefused(t *testing.T) {
 			node, pod := testns.Enter(t), testns.New(t)
 			c.prepare(t, node, pod)
 			before := dump(t, node, pod)
-			err := veth.Create(openNetns(t, pod), c.pair)
+			err := openNode(t).Create(openNetns(t, pod), c.pair)
 			if err == nil || strings.ReplaceAll(err.Error(), pod.Path, "NETNS") != c.want {
 				t.Errorf("got  %v\nwant %s", err, c.want)
 			}
@@ -254,7 +265,7 @@ func TestHostIsTheDaemonsPlan(t *testing.T) {
 func TestInUse(t *testing.T) {
 	testns.Enter(t)
 	create(t, testns.New(t), pair("d4e5f6", "10.244.1.5"))
-	err := veth.Create(openNetns(t, testns.New(t)), pair("a1b2c3", "10.244.1.5"))
+	err := openNode(t).Create(openNetns(t, testns.New(t)), pair("a1b2c3", "10.244.1.5"))
 	var inUse *veth.InUseError
 	if !errors.As(err, &inUse) || inUse.Link != veth.HostLink("d4e5f6", "eth0") || inUse.Addr != netip.MustParseAddr("10.244.1.5") {
 		t.Errorf("got %#v (%v)", inUse, err)
@@ -268,7 +279,7 @@ func TestRemoveSparesOthers(t *testing.T) {
 	if err := node.Handle.LinkAdd(&netlink.Bridge{LinkAttrs: bridge}); err != nil {
 		t.Fatal(err)
 	}
-	err := veth.Remove(bridge.Name)
+	err := openNode(t).Remove(bridge.Name)
 	if want := "link weftocnhoarbhrq is a bridge link, not Weft's"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -283,7 +294,7 @@ func TestList(t *testing.T) {
 	create(t, pod, other)
 	add(t, node.Handle, "weft0")
 	add(t, node.Handle, veth.HostLink("f", "eth0"))
-	ends, err := veth.List()
+	ends, err := openNode(t).List()
 	if err != nil {
 		t.Fatal(err)
 	}
