@@ -401,3 +401,23 @@ func TestSettings(t *testing.T) {
 		t.Errorf("published %+v", v.Spec)
 	}
 }
+
+// TestFamilies runs clusters whose underlay and pods have one address family.
+func TestFamilies(t *testing.T) {
+	for name, families := range map[string]cluster.Families{"IPv4": cluster.IPv4Only, "IPv6": cluster.IPv6Only} {
+		t.Run(name, func(t *testing.T) {
+			c := cluster.New(t, cluster.Options{Nodes: 2, Manifests: []string{manifests}, Families: families})
+			daemons := ready(t, c, "--resync=1h")
+			a, b := c.Node(1).Attach(t, "a"), c.Node(2).Attach(t, "b")
+			talk(t, a, b)
+			before := state(t, c.Node(1))
+			daemons[0].Kill()
+			if repairs := metric(t, c.Node(1).Weftd(t), "weft_drift_repairs_total"); repairs != 0 {
+				t.Errorf("a new daemon repaired %v objects", repairs)
+			}
+			if err := is(t, c.Node(1), before)(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
