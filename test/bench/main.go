@@ -65,7 +65,7 @@ func groups(o options) []group {
 		scale.peers, scale.starts, scale.joins, scale.windows, scale.window = 100, 1, 5, 1, time.Second
 		full.peers, full.rounds = 100, 1
 		start.rounds = 3
-		attach.rounds, attach.repeats = 3, 1
+		attach.rounds, attach.repeats, attach.sizes = 3, 1, attach.sizes[:1]
 	}
 	return []group{
 		{"start", start.run},
