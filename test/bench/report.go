@@ -67,7 +67,7 @@ func (r *report) figure(name string, value float64) {
 	if m.atLeast {
 		holds = value >= m.limit
 	}
-	r.figures[name] = figure{Name: name, Value: value, Unit: m.unit, Limit: m.limit, Holds: holds}
+	r.figures[name] = figure{Name: name, Value: math.Round(value*1e4) / 1e4, Unit: m.unit, Limit: m.limit, Holds: holds}
 }
 
 // note records what a figure was made of, and shows it at once.
