@@ -11,7 +11,7 @@ while IFS=: read -r file line; do
 	target=${target%%(*}
 	found=$((found + 1))
 	echo "==> $target in ./$(dirname "$file")"
-	go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$(dirname "$file")"
+	go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "./$(dirname "$file")" </dev/null
 done < <(git grep --untracked -o -E '^func Fuzz[A-Za-z0-9_]*\(' -- '*_test.go')
 if [[ $found -eq 0 ]]; then
 	echo 'no fuzz targets' >&2
