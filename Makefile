@@ -25,7 +25,7 @@ say = @echo '==> $(1)'
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+		/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: build ## three nodes, a real API server, pods that talk; KEEP=1 leaves it up
@@ -43,6 +43,18 @@ build: ## bin/weft (the CNI plugin) and bin/weftd (the node daemon), static
 generate: ## deepcopy, client, informers, CRDs, flat manifests
 	$(call say,generating code and manifests)
 	@hack/generate.sh
+
+IMAGE     ?= ghcr.io/weft-cni/weft:dev
+PLATFORMS ?= linux/amd64 linux/arm64
+
+.PHONY: image
+image: ## bin/image/weft.tar, the container image, with licences and SBOM
+	$(call say,making the image $(IMAGE) of $(VERSION))
+	@hack/image.sh '$(VERSION)' '$(IMAGE)' $(PLATFORMS)
+
+.PHONY: image-check
+image-check: ## the image is right, and the same when it is made again elsewhere
+	@hack/image-check.sh '$(VERSION)' '$(IMAGE)' $(PLATFORMS)
 
 .PHONY: clean
 clean: ## remove bin/
@@ -88,10 +100,8 @@ verify: ## generated files are current, go.mod files are tidy
 
 ##@ Not there yet
 
-.PHONY: test-vm e2e image
+.PHONY: test-vm e2e
 test-vm: ## tests in a virtual machine with real VFs
 	@echo 'make $@: not there yet; it comes with SR-IOV' >&2; exit 1
 e2e: ## Kubernetes conformance tests on a kind cluster
-	@echo 'make $@: not there yet; it comes with the container image' >&2; exit 1
-image: ## the container image of weftd
-	@echo 'make $@: not there yet; it comes with the DaemonSet' >&2; exit 1
+	@echo 'make $@: not there yet; it comes with the node image' >&2; exit 1
