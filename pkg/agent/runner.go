@@ -154,6 +154,9 @@ func (r *runner) pass(w work) {
 	start := time.Now()
 	r.busy.Store(&start)
 	defer r.busy.Store(nil)
+	if w.node != nil && r.node != nil && w.node.Equal(*r.node) {
+		w.node = nil // its status changes every few minutes
+	}
 	before := r.undone
 	r.undone = undone{}
 	changed := r.learn(w)
@@ -273,19 +276,27 @@ func (r *runner) look(w work) (moved bool, err error) {
 
 // compare reads the kernel and gives what has to be done there.
 func (r *runner) compare(all bool, scope kernel.Keys) ([]kernel.Op, error) {
+	var have kernel.State
+	var err error
 	if all {
-		have, err := r.kernel.Read(rtnl.NamesOf(r.plan.want))
-		return kernel.Diff(r.plan.want, have, nil), err
+		scope = nil
+		have, err = r.kernel.Read(rtnl.NamesOf(r.plan.want))
+	} else {
+		have, err = r.kernel.ReadKeys(scope)
 	}
-	have, err := r.kernel.ReadKeys(scope)
-	return kernel.Diff(r.plan.want, have, scope), err
+	if err != nil {
+		return nil, err
+	}
+	return kernel.Diff(r.plan.want, have, scope), nil
 }
 
 // apply carries ops out and gives the keys of those that failed, with an error
 // if one of them is the node's own.
 func (r *runner) apply(ops []kernel.Op) (failed kernel.Keys, err error) {
-	for _, op := range ops {
-		r.log.Debug("applying", "op", op)
+	if r.log.Enabled(context.Background(), slog.LevelDebug) {
+		for _, op := range ops {
+			r.log.Debug("applying", "op", op)
+		}
 	}
 	failed, node := kernel.Keys{}, r.plan.node()
 	for i, f := range r.kernel.Apply(ops) {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -195,10 +196,12 @@ func deleteAddr(family int) func(netlink.Link) error {
 func changeNeighs(family int, change func(*netlink.Neigh) error) func(netlink.Link) error {
 	return func(l netlink.Link) error {
 		neighs, err := netlink.NeighList(l.Attrs().Index, family)
-		if err != nil || len(neighs) == 0 {
-			return fmt.Errorf("%d neighbours: %w", len(neighs), err)
+		// The kernel makes others itself, for multicast.
+		i := slices.IndexFunc(neighs, func(n netlink.Neigh) bool { return n.State&netlink.NUD_PERMANENT != 0 })
+		if err != nil || i < 0 {
+			return fmt.Errorf("none of %d neighbours is permanent: %w", len(neighs), err)
 		}
-		return change(&neighs[0])
+		return change(&neighs[i])
 	}
 }
 
@@ -220,7 +223,7 @@ func nft(change func(*nftables.Conn, *nftables.Table)) error {
 	if err != nil {
 		return err
 	}
-	change(conn, &nftables.Table{Name: overlay.Table, Family: nftables.TableFamilyINet})
+	change(conn, &nftables.Table{Name: "weft", Family: nftables.TableFamilyINet})
 	return conn.Flush()
 }
 
