@@ -60,7 +60,7 @@ func Cleanup(k Kernel, p Places, w io.Writer) error {
 }
 
 func cleanKernel(k Kernel, w io.Writer) error {
-	have, err := k.Read(rtnl.Names{Links: ownNames().Links, Table: ownNames().Table})
+	have, err := k.Read(rtnl.Names{Links: ownNames().Links, Tables: ownNames().Tables})
 	if err != nil {
 		return fmt.Errorf("read the kernel: %w", err)
 	}

@@ -100,8 +100,10 @@ func (f *fakeKernel) hasLink(k kernel.Key) bool {
 func (f *fakeKernel) put(o kernel.Object) {
 	f.state.Put(o)
 	switch k := o.Key(); k.Kind {
-	case kernel.KindRules, kernel.KindElement:
-		f.event(kernel.Event{Key: kernel.Key{Kind: kernel.KindRules, Name: "weft"}})
+	case kernel.KindRules:
+		f.event(kernel.Event{Key: k})
+	case kernel.KindElement:
+		f.event(kernel.Event{Key: kernel.Key{Kind: kernel.KindRules, Name: k.Table()}})
 	default:
 		f.event(kernel.Event{Key: k, Object: o})
 	}

@@ -36,12 +36,7 @@ type Kernel interface {
 }
 
 // ownNames are the names that everything of ours goes by.
-func ownNames() rtnl.Names {
-	return rtnl.Names{
-		Links: []string{overlay.Link}, Table: overlay.Table,
-		Sysctls: []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"},
-	}
-}
+func ownNames() rtnl.Names { return rtnl.Names(overlay.Names) }
 
 // runner is the one goroutine that changes the kernel. What it keeps between
 // two passes follows from the objects of the API; the kernel itself is read
@@ -265,6 +260,10 @@ func (r *runner) look(w work) (moved bool, err error) {
 	r.addrs = addrs
 	var self overlay.Self
 	self, r.host = selfOf(*r.node, r.settings, addrs)
+	if self.LooseReversePath, err = r.loose(); err != nil {
+		r.undone.all = true
+		return false, err
+	}
 	keepRouterAdvertisements(r.plan.self.Underlay, self.Underlay)
 	if r.host != nil || r.plan.built() && reflect.DeepEqual(self, r.plan.self) {
 		return false, nil //nolint:nilerr // settle tells of host; the plan stays
@@ -274,13 +273,22 @@ func (r *runner) look(w work) (moved bool, err error) {
 	return true, nil
 }
 
+// loose reports whether the node filters no reverse path strictly.
+func (r *runner) loose() (bool, error) {
+	key := kernel.Sysctl{Name: overlay.ReversePathFilter}.Key()
+	have, err := r.kernel.ReadKeys(kernel.Keys{key: {}})
+	return have[key] == kernel.Sysctl{Name: overlay.ReversePathFilter, Value: "2"}, err
+}
+
 // compare reads the kernel and gives what has to be done there.
 func (r *runner) compare(all bool, scope kernel.Keys) ([]kernel.Op, error) {
 	var have kernel.State
 	var err error
 	if all {
 		scope = nil
-		have, err = r.kernel.Read(rtnl.NamesOf(r.plan.want))
+		names := ownNames()
+		names.Sysctls = rtnl.NamesOf(r.plan.want).Sysctls
+		have, err = r.kernel.Read(names)
 	} else {
 		have, err = r.kernel.ReadKeys(scope)
 	}

@@ -14,13 +14,13 @@ import (
 
 var (
 	vx     = VXLAN{Name: "vx", VNI: 1, Port: 4789, Local: netip.MustParseAddr("192.0.2.1"), MAC: MAC{2, 1}, MTU: 1450}
-	table  = Rules{Table: "t", Text: "set s { type ipv4_addr; flags interval; }\n"}
+	table  = Rules{Table: "inet t", Text: "set s { type ipv4_addr; flags interval; }\n"}
 	addr   = Addr{Link: "vx", Prefix: netip.MustParsePrefix("10.0.0.1/32")}
 	fdb    = FDB{Link: "vx", MAC: MAC{2, 2}, VTEP: netip.MustParseAddr("192.0.2.2")}
 	neigh  = Neigh{Link: "vx", IP: netip.MustParseAddr("10.0.1.1"), MAC: MAC{2, 2}}
 	route  = Route{Link: "vx", Dst: netip.MustParsePrefix("10.0.1.0/24"), Via: netip.MustParseAddr("10.0.1.1")}
 	direct = Route{Link: "eth0", Dst: route.Dst, Via: netip.MustParseAddr("192.0.2.2")}
-	elem   = Element{Table: "t", Set: "s", Prefix: netip.MustParsePrefix("10.0.1.0/24")}
+	elem   = Element{Table: "inet t", Set: "s", Prefix: netip.MustParsePrefix("10.0.1.0/24")}
 	sysctl = Sysctl{Name: "net/ipv4/ip_forward", Value: "1"}
 )
 
@@ -35,7 +35,7 @@ func verbs(ops []Op) string {
 func TestDiff(t *testing.T) {
 	moved, relocated, longer := vx, vx, vx
 	moved.Local, relocated.VNI, longer.MAC = netip.MustParseAddr("192.0.2.9"), 2, MAC{2, 9}
-	rules2 := Rules{Table: "t", Text: table.Text + "# more\n"}
+	rules2 := Rules{Table: "inet t", Text: table.Text + "# more\n"}
 	off := Sysctl{Name: sysctl.Name, Value: "0"}
 	full := NewState(vx, table, addr, fdb, neigh, route, elem, sysctl)
 	for _, c := range []struct {
@@ -145,8 +145,8 @@ func TestApplyDiffMakesWant(t *testing.T) {
 			}
 		}
 		if r.IntN(4) > 0 {
-			s.Put(Rules{Table: "t", Text: fmt.Sprint(r.IntN(2))})
-			maybe(Element{Table: "t", Set: "s", Prefix: netip.PrefixFrom(ip(), 32)})
+			s.Put(Rules{Table: "inet t", Text: fmt.Sprint(r.IntN(2))})
+			maybe(Element{Table: "inet t", Set: "s", Prefix: netip.PrefixFrom(ip(), 32)})
 		}
 		return s
 	}

@@ -194,18 +194,20 @@ func (s Sysctl) String() string { return fmt.Sprintf("sysctl %s = %s", s.Name, s
 // one canonical form, less the sets' elements, which are objects of their
 // own. Package rtnl compiles the statements that overlay uses and prints what
 // it reads in the same form.
+//
+// Table is its family and name: "inet weft".
 type Rules struct{ Table, Text string }
 
 // Key implements Object.
 func (r Rules) Key() Key { return Key{Kind: KindRules, Name: r.Table} }
 
 func (r Rules) String() string {
-	return fmt.Sprintf("table inet %s {\n%s}", r.Table, indent(r.Text))
+	return fmt.Sprintf("table %s {\n%s}", r.Table, indent(r.Text))
 }
 
 // Element is a prefix in a set of our nftables table.
 type Element struct {
-	Table, Set string
+	Table, Set string // Table as in Rules
 	Prefix     netip.Prefix
 }
 
@@ -215,7 +217,7 @@ func (e Element) Key() Key {
 }
 
 func (e Element) String() string {
-	return fmt.Sprintf("element inet %s %s { %s }", e.Table, e.Set, e.Prefix)
+	return fmt.Sprintf("element %s %s { %s }", e.Table, e.Set, e.Prefix)
 }
 
 func detail(s string) string {

@@ -80,7 +80,7 @@ func (k Key) String() string {
 	case KindNeigh:
 		return fmt.Sprintf("neigh %s dev %s", k.Dst.Addr(), k.Name)
 	case KindElement:
-		return fmt.Sprintf("element inet %s { %s }", k.Name, k.Dst)
+		return fmt.Sprintf("element %s { %s }", k.Name, k.Dst)
 	case KindLink, KindRules, KindSysctl:
 		return fmt.Sprintf("%s %s", k.Kind, k.Name)
 	}
@@ -190,18 +190,15 @@ func (s Keys) Covers(k Key) bool {
 		_, ok := s[Key{Kind: KindLink, Name: k.Name}]
 		return ok
 	case KindElement:
-		_, ok := s[Key{Kind: KindRules, Name: k.table()}]
+		_, ok := s[Key{Kind: KindRules, Name: k.Table()}]
 		return ok
 	case KindSysctl, KindRules, KindLink:
 	}
 	return false
 }
 
-// table is the name of an element's table.
-func (k Key) table() string {
-	table, _, _ := strings.Cut(k.Name, " ")
-	return table
-}
+// Table is the family and name of an element's table.
+func (k Key) Table() string { return k.Name[:max(strings.LastIndexByte(k.Name, ' '), 0)] }
 
 // holds reports whether the objects at other keys go when that at k goes.
 func (k Key) holds() bool { return k.Kind == KindLink || k.Kind == KindRules }

@@ -20,9 +20,25 @@ import (
 
 // Names in the kernel. `docs/architecture.md` says how each is recognised.
 const (
-	Link  = "vxlan-weft" // the VXLAN device of the cluster network
-	Table = "weft"       // the nftables table, family inet
+	Link = "vxlan-weft" // the VXLAN device of the cluster network
+
+	// The nftables tables, each with its family: what leaves the cluster, and
+	// the check of pods' source addresses for either family.
+	Table        = "inet weft"
+	SourceTable4 = "ip weft"
+	SourceTable6 = "ip6 weft"
 )
+
+// ReversePathFilter is the sysctl whose value 2 (loose) takes the check of
+// pods' IPv4 source addresses out of rp_filter's hands: what counts for an
+// interface is the larger of all's value and its own (ip-sysctl.rst).
+const ReversePathFilter = "net/ipv4/conf/all/rp_filter"
+
+// Names are all that the plans' objects go by.
+var Names = struct{ Links, Tables, Sysctls []string }{
+	Links: []string{Link}, Tables: []string{Table, SourceTable4, SourceTable6},
+	Sysctls: []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"},
+}
 
 // Config is the part of the daemon's settings that plans depend on.
 type Config struct {
@@ -44,6 +60,8 @@ type Self struct {
 	// family. The first is the tunnel's; the other serves direct routes only.
 	Underlay []Underlay
 	MTU      int // bytes, of the VXLAN device and of pods
+	// LooseReversePath says that ReversePathFilter is 2 on this node.
+	LooseReversePath bool
 }
 
 // Underlay is an address that this node has on the underlay.

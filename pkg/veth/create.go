@@ -185,6 +185,8 @@ func (e *end) put(s kernel.State) error {
 func (e *end) add(o kernel.Object) error {
 	index := e.link.Attrs().Index
 	switch o := o.(type) {
+	case kernel.Sysctl:
+		return e.do(func() error { return os.WriteFile("/proc/sys/"+o.Name, []byte(o.Value), 0) })
 	case kernel.Addr:
 		return e.AddrAdd(e.link, &netlink.Addr{IPNet: ipNet(o.Prefix), Flags: unix.IFA_F_NODAD})
 	case kernel.Neigh:

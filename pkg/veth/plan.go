@@ -23,6 +23,12 @@ func (p Pair) Host() kernel.State {
 		Name: p.HostLink, MAC: hostMAC, MTU: p.MTU, Up: true, Peer: p.PodLink, Alias: p.Alias,
 	})
 	for _, a := range p.Addrs {
+		if a.Is4() {
+			// The source check: a packet's source must be an address that the
+			// node routes to this interface. For IPv6, which has no such
+			// filter, the daemon's table does it.
+			s.Put(kernel.Sysctl{Name: "net/ipv4/conf/" + p.HostLink + "/rp_filter", Value: "1"})
+		}
 		s.Put(
 			kernel.Neigh{Link: p.HostLink, IP: a, MAC: p.MAC},
 			kernel.Route{Link: p.HostLink, Dst: full(a)},

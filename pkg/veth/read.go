@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -73,7 +75,7 @@ func (r *reader) join(o *reader) {
 
 // host reads the node's side of want.
 func (r *reader) host(want kernel.State) (kernel.State, error) {
-	return r.read(want, r.addrs, r.neighs, r.hostRoutes)
+	return r.read(want, sysctls, r.addrs, r.neighs, r.hostRoutes)
 }
 
 // pod reads the pod's side of want.
@@ -103,6 +105,22 @@ func putWanted(have, want kernel.State, o kernel.Object) {
 	if _, ok := want[o.Key()]; ok {
 		have.Put(o)
 	}
+}
+
+// sysctls reads those that want has.
+func sysctls(have, want kernel.State) error {
+	for _, o := range want {
+		s, ok := o.(kernel.Sysctl)
+		if !ok {
+			continue
+		}
+		value, err := os.ReadFile("/proc/sys/" + s.Name)
+		if err != nil {
+			return fmt.Errorf("sysctl: %w", err)
+		}
+		have.Put(kernel.Sysctl{Name: s.Name, Value: strings.TrimSpace(string(value))})
+	}
+	return nil
 }
 
 func (r *reader) addrs(have, _ kernel.State) error {

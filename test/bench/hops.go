@@ -104,7 +104,7 @@ type site struct {
 func (s *site) learn() error {
 	return s.kernel(func(h *rtnl.Handle) error {
 		var err error
-		s.state, err = h.Read(rtnl.Names{Links: []string{overlay.Link}, Table: overlay.Table})
+		s.state, err = h.Read(rtnl.Names{Links: overlay.Names.Links, Tables: overlay.Names.Tables})
 		return err
 	})
 }

@@ -59,10 +59,7 @@ func eventually(t testing.TB, d time.Duration, check func() error) time.Duration
 }
 
 // names are all that Read finds Weft's objects by.
-var names = rtnl.Names{
-	Links: []string{overlay.Link}, Table: overlay.Table,
-	Sysctls: []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"},
-}
+var names = rtnl.Names(overlay.Names)
 
 // state is what the node's kernel holds of ours.
 func state(t testing.TB, n *cluster.Node) kernel.State {

@@ -54,7 +54,7 @@ func nft(t *testing.T, do func(*nftables.Conn, *nftables.Table)) {
 	t.Helper()
 	c, err := nftables.New()
 	must(t, err)
-	do(c, &nftables.Table{Family: nftables.TableFamilyINet, Name: overlay.Table})
+	do(c, &nftables.Table{Family: nftables.TableFamilyINet, Name: "weft"})
 	must(t, ignore(c.Flush(), unix.ENOENT))
 }
 
@@ -64,7 +64,7 @@ func deleteTable(c *nftables.Conn, table *nftables.Table) { c.DelTable(table) }
 
 func foreignRule(c *nftables.Conn, table *nftables.Table) {
 	c.AddRule(&nftables.Rule{
-		Table: table, Chain: &nftables.Chain{Table: table, Name: "source"},
+		Table: table, Chain: &nftables.Chain{Table: table, Name: "masquerade"},
 		Exprs: []expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, &expr.Verdict{Kind: expr.VerdictAccept}},
 	})
 }

@@ -34,16 +34,31 @@ var hooks = map[string]struct {
 
 var setTypes = map[string]nftables.SetDatatype{"ipv4_addr": nftables.TypeIPAddr, "ipv6_addr": nftables.TypeIP6Addr}
 
+// families of tables, by nft's words.
+var families = map[string]nftables.TableFamily{
+	"inet": nftables.TableFamilyINet, "ip": nftables.TableFamilyIPv4, "ip6": nftables.TableFamilyIPv6,
+}
+
+// tableOf reads a family and a name.
+func tableOf(name string) (*nftables.Table, error) {
+	word, rest, _ := strings.Cut(name, " ")
+	family, known := families[word]
+	if !known || rest == "" {
+		return nil, fmt.Errorf("%q is not a table's family and name", name)
+	}
+	return &nftables.Table{Family: family, Name: rest}, nil
+}
+
 // readTable puts the table's rules and its sets' elements into s, if there is
 // such a table.
 func (h *Handle) readTable(s kernel.State, name string) error {
 	c, err := nft()
 	if err != nil {
-		return fmt.Errorf("read table inet %s: %w", name, err)
+		return fmt.Errorf("read table %s: %w", name, err)
 	}
 	text, elements, err := printTable(c, name)
 	if err != nil {
-		return fmt.Errorf("read table inet %s: %w", name, err)
+		return fmt.Errorf("read table %s: %w", name, err)
 	}
 	if text != nil {
 		s.Put(kernel.Rules{Table: name, Text: *text})
@@ -57,11 +72,15 @@ func (h *Handle) readTable(s kernel.State, name string) error {
 // printTable gives the table in the form of kernel.Rules, nil when it doesn't
 // exist, and the elements of its sets.
 func printTable(c *nftables.Conn, name string) (*string, []kernel.Element, error) {
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	wanted, err := tableOf(name)
 	if err != nil {
 		return nil, nil, err
 	}
-	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == name })
+	tables, err := c.ListTablesOfFamily(wanted.Family)
+	if err != nil {
+		return nil, nil, err
+	}
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == wanted.Name })
 	if i < 0 {
 		return nil, nil, nil
 	}
@@ -86,12 +105,12 @@ func printTable(c *nftables.Conn, name string) (*string, []kernel.Element, error
 			all = append(all, kernel.Element{Table: name, Set: set.Name, Prefix: p})
 		}
 	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	chains, err := c.ListChainsOfTableFamily(table.Family)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, chain := range chains {
-		if chain.Table.Name != name {
+		if chain.Table.Name != table.Name {
 			continue
 		}
 		b.WriteString(printChain(chain))
@@ -158,12 +177,14 @@ func (h *Handle) applyTable(ops []kernel.Op) []OpError {
 }
 
 func addTableOp(c *nftables.Conn, op kernel.Op) error {
-	table := &nftables.Table{Family: nftables.TableFamilyINet}
 	switch o := either(op).(type) {
 	case kernel.Rules:
+		table, err := tableOf(o.Table)
+		if err != nil {
+			return err
+		}
 		// Add, delete, add: works whether or not it is there, and a packet
 		// sees either the old table or the new one.
-		table.Name = o.Table
 		c.AddTable(table)
 		c.DelTable(table)
 		if op.Verb == kernel.Delete {
@@ -172,7 +193,10 @@ func addTableOp(c *nftables.Conn, op kernel.Op) error {
 		c.AddTable(table)
 		return compileTable(c, table, o.Text)
 	case kernel.Element:
-		table.Name = o.Table
+		table, err := tableOf(o.Table)
+		if err != nil {
+			return err
+		}
 		set := &nftables.Set{Table: table, Name: o.Set, Interval: true}
 		if op.Verb == kernel.Delete {
 			return c.SetDeleteElements(set, interval(o.Prefix))
@@ -305,8 +329,7 @@ func lastAddr(p netip.Prefix) netip.Addr {
 // readElement reads one element of a set.
 func (h *Handle) readElement(s kernel.State, k kernel.Key) error {
 	part := kernel.State{}
-	table, _, _ := strings.Cut(k.Name, " ")
-	if err := h.readTable(part, table); err != nil {
+	if err := h.readTable(part, k.Table()); err != nil {
 		return err
 	}
 	s.Merge(part.Only(kernel.Keys{k: {}}))

@@ -22,8 +22,8 @@ func (h *Handle) Read(names Names) (kernel.State, error) {
 	if err := h.readSysctls(s, names.Sysctls); err != nil {
 		return nil, err
 	}
-	if names.Table != "" {
-		if err := h.readTable(s, names.Table); err != nil {
+	for _, table := range names.Tables {
+		if err := h.readTable(s, table); err != nil {
 			return nil, err
 		}
 	}
@@ -159,8 +159,7 @@ func (h *Handle) ReadKeys(keys kernel.Keys) (kernel.State, error) {
 		case kernel.KindRules:
 			err = h.readTable(s, k.Name)
 		case kernel.KindElement:
-			table, _, _ := strings.Cut(k.Name, " ")
-			if !keys.Covers(kernel.Key{Kind: kernel.KindRules, Name: table}) {
+			if !keys.Covers(kernel.Key{Kind: kernel.KindRules, Name: k.Table()}) {
 				err = h.readElement(s, k)
 			}
 		case kernel.KindLink, kernel.KindAddr, kernel.KindFDB, kernel.KindNeigh, kernel.KindRoute:

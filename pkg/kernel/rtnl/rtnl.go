@@ -19,10 +19,10 @@ import (
 )
 
 // Names says which objects are ours by name: Read finds all that is on these
-// links and in this table.
+// links and in these tables.
 type Names struct {
 	Links   []string
-	Table   string // of family inet
+	Tables  []string // family and name: "inet weft"
 	Sysctls []string
 }
 
@@ -34,7 +34,7 @@ func NamesOf(s kernel.State) Names {
 		case kernel.KindLink:
 			n.Links = append(n.Links, k.Name)
 		case kernel.KindRules:
-			n.Table = k.Name
+			n.Tables = append(n.Tables, k.Name)
 		case kernel.KindSysctl:
 			n.Sysctls = append(n.Sysctls, k.Name)
 		case kernel.KindElement, kernel.KindAddr, kernel.KindFDB, kernel.KindNeigh, kernel.KindRoute:

@@ -51,7 +51,7 @@ func (h *Handle) Watch(ctx context.Context, names Names) (<-chan kernel.Event, e
 	go func() {
 		defer close(nftDone)
 		defer cancel()
-		receive(nft, func() { w.send(kernel.Event{Key: w.table()}) }, w.nftMessage)
+		receive(nft, w.tables, w.nftMessage)
 	}()
 	go func() {
 		defer close(w.events)
@@ -79,8 +79,11 @@ func (w *watcher) send(e kernel.Event) {
 	}
 }
 
-func (w *watcher) table() kernel.Key {
-	return kernel.Key{Kind: kernel.KindRules, Name: w.names.Table}
+// tables tells that any of the tables may have changed.
+func (w *watcher) tables() {
+	for _, table := range w.names.Tables {
+		w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindRules, Name: table}})
+	}
 }
 
 func (w *watcher) routeMessage(h unix.NlMsghdr, b []byte) {
@@ -121,9 +124,39 @@ func (w *watcher) routeMessage(h unix.NlMsghdr, b []byte) {
 			}
 		}
 	case unix.RTM_NEWNETCONF:
+		w.netconfMessage(b)
+	}
+}
+
+// Of linux/netconf.h: the attribute with an interface's index, and the index
+// that stands for all of them.
+const (
+	netconfIndex = 1
+	netconfAll   = -1
+)
+
+// netconfMessage looks at whose setting changed: that of all interfaces (what
+// the node forwards and checks) or that of a pod's.
+func (w *watcher) netconfMessage(b []byte) {
+	const header = 4 // struct netconfmsg with padding
+	if len(b) < header {
+		return
+	}
+	for typ, v := range attrs(b[header:]) {
+		if typ != netconfIndex {
+			continue
+		}
+		index := int(int32(u32(v)))
+		if name := w.links[index]; isPodLink(name) {
+			w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindLink, Name: name}})
+		}
+		if index != netconfAll {
+			continue
+		}
 		for _, name := range w.names.Sysctls {
 			w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindSysctl, Name: name}})
 		}
+		w.send(kernel.Event{Underlay: true})
 	}
 }
 
@@ -172,13 +205,17 @@ func (w *watcher) object(o kernel.Object, gone bool) {
 // that have one (NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, ...).
 func (w *watcher) nftMessage(h unix.NlMsghdr, b []byte) {
 	const header = 4 // struct nfgenmsg
-	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || h.Type&0xff == unix.NFT_MSG_NEWGEN ||
-		len(b) < header || b[0] != unix.NFPROTO_INET {
+	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || h.Type&0xff == unix.NFT_MSG_NEWGEN || len(b) < header {
 		return
 	}
 	for typ, v := range attrs(b[header:]) {
-		if typ == 1 && cString(v) == w.names.Table {
-			w.send(kernel.Event{Key: w.table()})
+		if typ != 1 {
+			continue
+		}
+		for name, family := range families {
+			if table := name + " " + cString(v); byte(family) == b[0] && slices.Contains(w.names.Tables, table) {
+				w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindRules, Name: table}})
+			}
 		}
 	}
 }
