@@ -27,7 +27,8 @@ import (
 // more, and then the cleanup.
 func TestDaemonSet(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 2})
-	apply(t, c, objectsIn(t, readFile(t, weftYAML)))
+	manifest := objectsIn(t, readFile(t, weftYAML))
+	apply(t, c, manifest)
 	before := map[string]map[string]string{}
 	for _, n := range c.Nodes() {
 		setSysctls(t, n, "0")
@@ -38,7 +39,7 @@ func TestDaemonSet(t *testing.T) {
 		before[n.Name] = snapshot(t, n)
 	}
 
-	kubelet := newKubelet(t, c, weftYAML)
+	kubelet := newKubelet(t, c, manifest)
 	spec := &kubelet.set.Spec.Template.Spec.Containers[0]
 	daemons := make([]*running, 0, len(c.Nodes()))
 	for _, n := range c.Nodes() {
@@ -112,7 +113,7 @@ func confined(t *testing.T, d *running) {
 func refusedNothing(t *testing.T, daemons []*running) {
 	t.Helper()
 	for _, d := range daemons {
-		metrics, err := d.get(t, "http://127.0.0.1:9447/metrics")
+		metrics, err := get(t, d.node, "http://127.0.0.1:9447/metrics")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,8 +134,9 @@ func refusedNothing(t *testing.T, daemons []*running) {
 // after them for a moment.
 func cleanup(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	apply(t, c, objectsIn(t, readFile(t, cleanupYAML)))
-	kubelet := newKubelet(t, c, cleanupYAML)
+	manifest := objectsIn(t, readFile(t, cleanupYAML))
+	apply(t, c, manifest)
+	kubelet := newKubelet(t, c, manifest)
 	pod := &kubelet.set.Spec.Template.Spec
 	for _, n := range c.Nodes() {
 		r := kubelet.start(t, n, &pod.InitContainers[0])
@@ -161,8 +163,9 @@ func cleanup(t *testing.T, c *cluster.Cluster) {
 // TestCapabilitiesAreNeeded takes away one capability at a time.
 func TestCapabilitiesAreNeeded(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 1})
-	apply(t, c, objectsIn(t, readFile(t, weftYAML)))
-	kubelet := newKubelet(t, c, weftYAML)
+	manifest := objectsIn(t, readFile(t, weftYAML))
+	apply(t, c, manifest)
+	kubelet := newKubelet(t, c, manifest)
 	spec := &kubelet.set.Spec.Template.Spec.Containers[0]
 	all := spec.SecurityContext.Capabilities.Add
 	for i, without := range all {

@@ -4,7 +4,8 @@
 package manifests_test
 
 import (
-	"context"
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -30,14 +31,6 @@ func TestMain(m *testing.M) {
 	cluster.Main(m)
 }
 
-// within is a context for what has to be done in time.
-func within(t testing.TB, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 // eventually waits until check gives no error, for at most d.
 func eventually(t testing.TB, d time.Duration, check func() error) {
 	t.Helper()
@@ -52,17 +45,35 @@ func eventually(t testing.TB, d time.Duration, check func() error) {
 	}
 }
 
-// tool runs a tool that hack/tools pins, at the top of the sources.
-func tool(t testing.TB, name string, args ...string) []byte {
+// kustomize builds a kustomization below manifests/.
+func kustomize(t testing.TB, name string) []byte {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", append([]string{"tool", "-modfile=hack/tools/go.mod", name}, args...)...)
+	return goCommand(t, nil, "tool", "-modfile=hack/tools/go.mod", "kustomize", "build", "manifests/"+name)
+}
+
+// goCommand runs the go command at the top of the sources.
+func goCommand(t testing.TB, input []byte, args ...string) []byte {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", args...)
 	cmd.Dir = "../.."
+	cmd.Stdin = bytes.NewReader(input)
 	out, err := cmd.Output()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		err = fmt.Errorf("%w: %s", err, exit.Stderr)
 	}
 	if err != nil {
-		t.Fatalf("%s %s: %v", name, strings.Join(args, " "), err)
+		t.Fatalf("go %s: %v", strings.Join(args, " "), err)
 	}
 	return out
+}
+
+// moduleDir is the directory of a module of others, which is downloaded where
+// it isn't there.
+func moduleDir(t testing.TB, module string) string {
+	t.Helper()
+	var downloaded struct{ Dir string }
+	if err := json.Unmarshal(goCommand(t, nil, "mod", "download", "-json", module), &downloaded); err != nil {
+		t.Fatal(err)
+	}
+	return downloaded.Dir
 }

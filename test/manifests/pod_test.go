@@ -31,10 +31,10 @@ type kubelet struct {
 	configs map[string]map[string]string // data of ConfigMaps, by name
 }
 
-func newKubelet(t testing.TB, c *cluster.Cluster, manifest string) *kubelet {
+func newKubelet(t testing.TB, c *cluster.Cluster, manifest []*unstructured.Unstructured) *kubelet {
 	t.Helper()
 	k := &kubelet{cluster: c, configs: map[string]map[string]string{}}
-	for _, o := range objectsIn(t, readFile(t, manifest)) {
+	for _, o := range manifest {
 		switch o.GetKind() {
 		case "DaemonSet":
 			k.set = &appsv1.DaemonSet{}
@@ -46,7 +46,7 @@ func newKubelet(t testing.TB, c *cluster.Cluster, manifest string) *kubelet {
 		}
 	}
 	if k.set == nil {
-		t.Fatalf("%s has no DaemonSet", manifest)
+		t.Fatal("the manifest has no DaemonSet")
 	}
 	return k
 }
@@ -124,7 +124,7 @@ func run(t testing.TB, n *cluster.Node, spec *corev1.Container, c *container, lo
 		t.Fatal(err)
 	}
 	defer output.Close()
-	cmd := exec.Command(self) //nolint:noctx // it ends with the node
+	cmd := exec.Command(self)
 	cmd.Env = []string{containerEnv + "=" + string(text)}
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
@@ -214,7 +214,7 @@ func (k *kubelet) serviceAccount(t testing.TB, n *cluster.Node, dir string) stri
 func (r *running) probe(t testing.TB, p *corev1.Probe) error {
 	t.Helper()
 	address := net.JoinHostPort(p.HTTPGet.Host, strconv.Itoa(p.HTTPGet.Port.IntValue()))
-	_, err := r.get(t, "http://"+address+p.HTTPGet.Path)
+	_, err := get(t, r.node, "http://"+address+p.HTTPGet.Path)
 	select {
 	case <-r.Done():
 		t.Fatalf("%s on %s has ended: %v", r.spec.Name, r.node.Name, r.Wait())
@@ -223,9 +223,10 @@ func (r *running) probe(t testing.TB, p *corev1.Probe) error {
 	return err
 }
 
-func (r *running) get(t testing.TB, url string) ([]byte, error) {
+// get reads a URL from a node.
+func get(t testing.TB, from *cluster.Node, url string) ([]byte, error) {
 	t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: r.node.Dial}}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: from.Dial}}
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return nil, err
