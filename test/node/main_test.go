@@ -61,22 +61,22 @@ func eventually(t testing.TB, d time.Duration, check func() error) time.Duration
 // names are all that Read finds Weft's objects by.
 var names = rtnl.Names(overlay.Names)
 
-// state is what the node's kernel holds of ours.
+// state is what the node's kernel holds of ours. A read that the daemon's own
+// changes interrupt is begun again.
 func state(t testing.TB, n *cluster.Node) kernel.State {
 	t.Helper()
 	var s kernel.State
-	err := n.Do(func() error {
-		h, err := rtnl.Open()
-		if err != nil {
+	eventually(t, time.Second, func() error {
+		return n.Do(func() error {
+			h, err := rtnl.Open()
+			if err != nil {
+				return err
+			}
+			defer h.Close()
+			s, err = h.Read(names)
 			return err
-		}
-		defer h.Close()
-		s, err = h.Read(names)
-		return err
+		})
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return s
 }
 
