@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -28,12 +28,12 @@ type hopsBench struct {
 
 // A variant is a way from pod to pod with some of its parts.
 type variant struct {
-	name string
-	// chains are those of the nftables table that are left.
-	chains []string
-	direct bool // routed over the underlay, without a tunnel
-	ends   [2]cluster.Place
-	to     netip.Addr
+	name        string
+	direct      bool // routed over the underlay, without a tunnel
+	masquerade  bool // the chain is there, and with it connection tracking
+	sourceCheck bool // pods' source addresses are checked (rp_filter)
+	ends        [2]cluster.Place
+	to          netip.Addr
 }
 
 func (b hopsBench) run(ctx context.Context, r *report) error {
@@ -47,10 +47,11 @@ func (b hopsBench) run(ctx context.Context, r *report) error {
 	to := pods[1].IP(4)
 	variants := []variant{
 		{name: "node to node", ends: [2]cluster.Place{c.Node(1), c.Node(2)}, to: c.Node(2).Underlay()[0]},
+		{name: "node to node, with connection tracking", masquerade: true, ends: [2]cluster.Place{c.Node(1), c.Node(2)}, to: c.Node(2).Underlay()[0]},
 		{name: "pod to pod, routed", direct: true, ends: ends, to: to},
 		{name: "and VXLAN", ends: ends, to: to},
-		{name: "and connection tracking for masquerade", chains: []string{"masquerade"}, ends: ends, to: to},
-		{name: "and the source check: as shipped", chains: []string{"source", "tunnel", "masquerade"}, ends: ends, to: to},
+		{name: "and the source check", sourceCheck: true, ends: ends, to: to},
+		{name: "and connection tracking: as shipped", sourceCheck: true, masquerade: true, ends: ends, to: to},
 	}
 	var sites []*site
 	for i, n := range c.Nodes() {
@@ -127,7 +128,9 @@ func (s *site) become(v variant) error {
 	for key, object := range s.state {
 		switch o := object.(type) {
 		case kernel.Rules:
-			o.Text = keep(o.Text, v.chains)
+			if !v.masquerade {
+				o.Text = without(o.Text, "masquerade")
+			}
 			want.Put(o)
 		case kernel.Route:
 			if v.direct && o.Dst == s.peer.PodCIDRs[0] {
@@ -141,7 +144,7 @@ func (s *site) become(v variant) error {
 		if err != nil {
 			return err
 		}
-		var errs []error
+		errs := []error{setSourceCheck(h, v.sourceCheck)}
 		for _, failed := range h.Apply(kernel.Diff(want, have, nil)) {
 			errs = append(errs, failed)
 		}
@@ -149,21 +152,30 @@ func (s *site) become(v variant) error {
 	})
 }
 
-// keep leaves the sets and the named chains of a table's text.
-func keep(text string, chains []string) string {
-	var b strings.Builder
-	skip := false
-	for line := range strings.Lines(text) {
-		if name, ok := strings.CutPrefix(line, "chain "); ok {
-			name, _, _ = strings.Cut(name, " ")
-			skip = !slices.Contains(chains, name)
-		}
-		if !skip {
-			b.WriteString(line)
-		}
-		if line == "}\n" {
-			skip = false
+// setSourceCheck sets strict reverse path filtering for all pods' links.
+func setSourceCheck(h *rtnl.Handle, on bool) error {
+	links, err := h.PodLinks()
+	if err != nil {
+		return err
+	}
+	value := "0"
+	if on {
+		value = "1"
+	}
+	for _, link := range links {
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+link+"/rp_filter", []byte(value), 0); err != nil {
+			return err
 		}
 	}
-	return b.String()
+	return nil
+}
+
+// without takes a chain out of a table's text.
+func without(text, chain string) string {
+	before, rest, found := strings.Cut(text, "chain "+chain+" ")
+	_, after, closed := strings.Cut(rest, "\n}\n")
+	if !found || !closed {
+		return text
+	}
+	return before + after
 }

@@ -86,10 +86,15 @@ func TestPairs(t *testing.T) {
 	}
 }
 
-func TestKeepChains(t *testing.T) {
+func TestWithoutChain(t *testing.T) {
 	text := "set s { type ipv4_addr; }\nchain a { type filter;\n\tdrop\n}\nchain b { type nat;\n\taccept\n}\n"
-	want := "set s { type ipv4_addr; }\nchain b { type nat;\n\taccept\n}\n"
-	if got := keep(text, []string{"b"}); got != want {
-		t.Errorf("keeping b gives %q", got)
+	for chain, want := range map[string]string{
+		"a": "set s { type ipv4_addr; }\nchain b { type nat;\n\taccept\n}\n",
+		"b": "set s { type ipv4_addr; }\nchain a { type filter;\n\tdrop\n}\n",
+		"c": text,
+	} {
+		if got := without(text, chain); got != want {
+			t.Errorf("without %s: %q", chain, got)
+		}
 	}
 }
