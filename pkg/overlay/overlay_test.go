@@ -75,7 +75,7 @@ func TestPlans(t *testing.T) {
 	direct := config
 	direct.DirectRouting = true
 	excluded := direct
-	excluded.NoMasquerade = prefixList("10.0.0.0/8")
+	excluded.NoMasquerade = prefixList("10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "192.0.2.0/24")
 	v6 := testSelf("fd44:1::/64")
 	v6.Underlay = []Underlay{underlayOn("fd30::11", "fd30::/64")}
 	v6.Underlay[0].AcceptRA = true

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/gaissmai/bart"
 
@@ -155,7 +154,7 @@ func older(a, b Peer) bool {
 	if c := a.Created.Compare(b.Created); c != 0 {
 		return c < 0
 	}
-	return strings.Compare(a.Name, b.Name) < 0
+	return a.Name < b.Name
 }
 
 func union(lists ...[]string) []string {

@@ -3,16 +3,19 @@ package overlay
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/netconf"
 )
 
-// Names of the sets of prefixes that see pods' addresses unmasked.
+// Names of the sets, less the family's number, of prefixes that see pods' own
+// addresses: those of the settings, and those of peers with a direct route.
+// Two sets, since within one no prefix may overlap another.
 const (
-	noMasquerade4 = "nomasq4"
-	noMasquerade6 = "nomasq6"
+	setSettings = "nomasq"
+	setDirect   = "direct"
 )
 
 // PlanNode gives the objects that the node needs whatever its peers are: the
@@ -23,7 +26,10 @@ func PlanNode(c Config, self Self) kernel.State {
 		kernel.Rules{Table: Table, Text: rules(c)},
 	)
 	for _, p := range c.NoMasquerade {
-		s.Put(noMasqueradeElement(p))
+		wider := func(o netip.Prefix) bool { return o != p && o.Overlaps(p) && o.Bits() < p.Bits() }
+		if !slices.ContainsFunc(c.NoMasquerade, wider) {
+			s.Put(element(setSettings, p))
+		}
 	}
 	for _, cidr := range firstOfFamily(self.PodCIDRs) {
 		gw := Gateway(cidr)
@@ -75,10 +81,7 @@ func PlanPeer(c Config, self Self, peer Peer) (kernel.State, error) {
 		}
 		if c.DirectRouting {
 			if link, via, ok := direct(self, peer, cidr); ok {
-				s.Put(kernel.Route{Link: link, Dst: cidr, Via: via})
-				if !covered(c.NoMasquerade, cidr) {
-					s.Put(noMasqueradeElement(cidr))
-				}
+				s.Put(kernel.Route{Link: link, Dst: cidr, Via: via}, element(setDirect, cidr))
 				continue
 			}
 		}
@@ -159,13 +162,16 @@ func direct(self Self, peer Peer, cidr netip.Prefix) (link string, via netip.Add
 // package kernel. docs/architecture.md follows a packet through it.
 func rules(c Config) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "set %s { type ipv4_addr; flags interval; }\n", noMasquerade4)
-	fmt.Fprintf(&b, "set %s { type ipv6_addr; flags interval; }\n", noMasquerade6)
+	for _, set := range []string{setSettings, setDirect} {
+		fmt.Fprintf(&b, "set %s4 { type ipv4_addr; flags interval; }\n", set)
+		fmt.Fprintf(&b, "set %s6 { type ipv6_addr; flags interval; }\n", set)
+	}
 	if c.Masquerade {
 		b.WriteString("chain masquerade { type nat hook postrouting priority 100; policy accept;\n")
-		for _, set := range []string{"ip daddr != @" + noMasquerade4, "ip6 daddr != @" + noMasquerade6} {
-			fmt.Fprintf(&b, "\tiifname \"%s*\" oifname != \"%s*\" oifname != \"%s\" %s counter masquerade fully-random\n",
-				netconf.LinkStart, netconf.LinkStart, Link, set)
+		for _, f := range []struct{ proto, number string }{{"ip", "4"}, {"ip6", "6"}} {
+			fmt.Fprintf(&b, "\tiifname \"%s*\" oifname != \"%s*\" oifname != \"%s\"", netconf.LinkStart, netconf.LinkStart, Link)
+			fmt.Fprintf(&b, " %s daddr != @%s%s %s daddr != @%s%s", f.proto, setSettings, f.number, f.proto, setDirect, f.number)
+			b.WriteString(" counter masquerade fully-random\n")
 		}
 		b.WriteString("}\n")
 	}
@@ -178,11 +184,12 @@ func rules(c Config) string {
 const sourceCheck = "chain source { type filter hook prerouting priority -300; policy accept;\n" +
 	"\tiifname \"" + netconf.LinkStart + "*\" fib saddr . iif oif missing counter drop\n}\n"
 
-func noMasqueradeElement(p netip.Prefix) kernel.Element {
+// element puts a prefix into the set of its family.
+func element(set string, p netip.Prefix) kernel.Element {
 	if p.Addr().Is4() {
-		return kernel.Element{Table: Table, Set: noMasquerade4, Prefix: p}
+		return kernel.Element{Table: Table, Set: set + "4", Prefix: p}
 	}
-	return kernel.Element{Table: Table, Set: noMasquerade6, Prefix: p}
+	return kernel.Element{Table: Table, Set: set + "6", Prefix: p}
 }
 
 // firstOfFamily keeps the first prefix of each address family.
@@ -204,14 +211,4 @@ func ofFamily(prefixes []netip.Prefix, like netip.Prefix) (netip.Prefix, bool) {
 		}
 	}
 	return netip.Prefix{}, false
-}
-
-// covered reports whether one of prefixes contains all of p.
-func covered(prefixes []netip.Prefix, p netip.Prefix) bool {
-	for _, c := range prefixes {
-		if c.Bits() <= p.Bits() && c.Contains(p.Addr()) {
-			return true
-		}
-	}
-	return false
 }

@@ -107,12 +107,12 @@ func whoIsHeard(from, to *cluster.Pod, as []netip.Addr, dst netip.Addr) (netip.A
 		return netip.Addr{}, err
 	}
 	defer server.Close()
-	if err := server.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err = server.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
 		return netip.Addr{}, err
 	}
-	target := server.LocalAddr().(*net.UDPAddr)
+	target := net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, server.LocalAddr().(*net.UDPAddr).AddrPort().Port())) //nolint:errcheck // it is one
 	for _, source := range as {
-		if err := from.Do(func() error { return sendAs(source, target) }); err != nil {
+		if err = from.Do(func() error { return sendAs(source, target) }); err != nil {
 			return netip.Addr{}, err
 		}
 	}
@@ -128,7 +128,7 @@ func sendAs(source netip.Addr, target *net.UDPAddr) error {
 		return err
 	}
 	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(source, source.BitLen()).String()), Flags: unix.IFA_F_NODAD}
-	if err := netlink.AddrAdd(lo, addr); err == nil {
+	if netlink.AddrAdd(lo, addr) == nil {
 		defer func() { _ = netlink.AddrDel(lo, addr) }()
 	}
 	conn, err := net.DialUDP("udp", &net.UDPAddr{IP: source.AsSlice()}, target)

@@ -113,7 +113,7 @@ func (c *conn) get(r request) (body []byte, err error) {
 	defer c.mu.Unlock()
 	out := c.put(nil, r, 0)
 	seq := c.seq
-	if err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err = unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, os.NewSyscallError("sendto", err)
 	}
 	for done := false; !done; {

@@ -28,7 +28,6 @@ var hooks = map[string]struct {
 	hook *nftables.ChainHook
 }{
 	"type filter hook prerouting": {nftables.ChainTypeFilter, nftables.ChainHookPrerouting},
-	"type filter hook output":     {nftables.ChainTypeFilter, nftables.ChainHookOutput},
 	"type nat hook postrouting":   {nftables.ChainTypeNAT, nftables.ChainHookPostrouting},
 }
 
@@ -93,9 +92,9 @@ func printTable(c *nftables.Conn, name string) (*string, []kernel.Element, error
 	}
 	for _, set := range sets {
 		b.WriteString(printSet(set))
-		raw, err := c.GetSetElements(set)
-		if err != nil {
-			return nil, nil, err
+		raw, e := c.GetSetElements(set)
+		if e != nil {
+			return nil, nil, e
 		}
 		elements, foreign := prefixes(raw)
 		if foreign != "" {

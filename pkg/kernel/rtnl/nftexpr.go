@@ -2,9 +2,7 @@ package rtnl
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/google/nftables/expr"
@@ -40,22 +38,6 @@ func compileStatement(words []string) ([]expr.Any, int) {
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}, 1
 	case "accept":
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}, 1
-	case "notrack":
-		return []expr.Any{&expr.Notrack{}}, 1
-	case "udp":
-		if len(words) < 3 || words[1] != "dport" {
-			break
-		}
-		port, err := strconv.ParseUint(words[2], 10, 16)
-		if err != nil {
-			break
-		}
-		return []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{unix.IPPROTO_UDP}},
-			udpDport,
-			&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binary.BigEndian.AppendUint16(nil, uint16(port))},
-		}, 3
 	case "masquerade":
 		if len(words) > 1 && words[1] == "fully-random" {
 			return []expr.Any{&expr.Masq{FullyRandom: true}}, 2
@@ -97,9 +79,6 @@ func compileStatement(words []string) ([]expr.Any, int) {
 	}
 	return nil, 0
 }
-
-// udpDport loads the destination port of a UDP header.
-var udpDport = &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}
 
 const fibMissing = "fib saddr . iif oif missing"
 
@@ -150,8 +129,6 @@ func printStatement(exprs []expr.Any) (text string, n int) {
 	switch e := exprs[0].(type) {
 	case *expr.Counter:
 		return "counter", 1
-	case *expr.Notrack:
-		return "notrack", 1
 	case *expr.Verdict:
 		switch e.Kind {
 		case expr.VerdictDrop:
@@ -188,12 +165,6 @@ func printMeta(m *expr.Meta, exprs []expr.Any) (string, int) {
 		return "iifname " + operator(c.Op) + nameText(c.Data), 2
 	case expr.MetaKeyOIFNAME:
 		return "oifname " + operator(c.Op) + nameText(c.Data), 2
-	case expr.MetaKeyL4PROTO:
-		port, isCmp := cmpAt(exprs, 3)
-		if p, isPayload := at[*expr.Payload](exprs, 2); isCmp && isPayload && *p == *udpDport &&
-			c.Op == expr.CmpOpEq && bytes.Equal(c.Data, []byte{unix.IPPROTO_UDP}) && port.Op == expr.CmpOpEq && len(port.Data) == 2 {
-			return fmt.Sprintf("udp dport %d", binary.BigEndian.Uint16(port.Data)), 4
-		}
 	case expr.MetaKeyNFPROTO:
 		p, isPayload := at[*expr.Payload](exprs, 2)
 		l, isLookup := at[*expr.Lookup](exprs, 3)

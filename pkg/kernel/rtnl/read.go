@@ -37,7 +37,7 @@ func (h *Handle) Read(names Names) (kernel.State, error) {
 				continue
 			}
 			s.Put(l.object())
-			if err := h.readOn(s, l); err != nil {
+			if err = h.readOn(s, l); err != nil {
 				return nil, err
 			}
 		}
