@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -93,11 +92,7 @@ func add(ctx context.Context, p *attach.Plugin, n *netconf.Network, out io.Write
 	if err != nil {
 		return err
 	}
-	var text bytes.Buffer
-	if err = result.PrintTo(&text); err == nil {
-		_, err = out.Write(text.Bytes())
-	}
-	if err == nil {
+	if _, err = out.Write(result); err == nil {
 		return nil
 	}
 	err = fmt.Errorf("%w: print the result: %w", attach.ErrIO, err)

@@ -20,8 +20,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/types"
-
 	"github.com/weft-cni/weft/pkg/flock"
 	"github.com/weft-cni/weft/pkg/ipam"
 	"github.com/weft-cni/weft/pkg/netconf"
@@ -41,10 +39,10 @@ type Plugin struct {
 	Node   *veth.Node // the node's network namespace
 }
 
-// Attach makes an interface in a pod and returns the result in the version
-// that n asks for. After an error nothing of it is left; where something is,
-// the error says that too.
-func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (_ types.Result, err error) {
+// Attach makes an interface in a pod and returns the result as the runtime
+// gets it: JSON, in the version that n asks for. After an error nothing of the
+// interface is left; where something is, the error says that too.
+func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (result []byte, err error) {
 	node, err := p.ready(n)
 	if err != nil {
 		return nil, err
@@ -74,17 +72,17 @@ func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (_ types.Result
 	if err != nil {
 		return nil, err
 	}
-	result, err := resultOf(n, pair, given)
-	if err != nil {
-		return nil, err
-	}
 	flush, err := store(n).Write(rec)
 	if err != nil {
 		return nil, err
 	}
-	flushed := inBackground(flush) // the disk works while the kernel does
+	// The disk and the printing take as long as the kernel does.
+	printed := inBackground(func() (err error) {
+		result, err = print(resultOf(n, pair, given), n.CNIVersion)
+		return errors.Join(err, flush())
+	})
 	err = p.connect(ctx, n, pod, pair, &done)
-	if err := errors.Join(err, <-flushed); err != nil {
+	if err := errors.Join(err, <-printed); err != nil {
 		return nil, err
 	}
 	p.Log.Debug("attached", "addrs", rec.Addrs, "host", pair.HostLink)

@@ -86,7 +86,7 @@ func (n *node) attach(p pod) *types100.Result {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	newest, err := types100.NewResultFromResult(result)
+	newest, err := netconf.ParseResult(result, "1.1.0")
 	if err != nil {
 		n.t.Fatal(err)
 	}

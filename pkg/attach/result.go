@@ -1,11 +1,11 @@
 package attach
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
 
-	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/weft-cni/weft/pkg/ipam"
@@ -19,10 +19,10 @@ const (
 	podInterface
 )
 
-// resultOf is the result of an ADD (CNI specification, section 5), in the
-// version that n asks for. Addresses have full length, as the pod has them,
-// also those of a delegate that told a subnet.
-func resultOf(n *netconf.Network, pair veth.Pair, given ipam.Result) (types.Result, error) {
+// resultOf is the result of an ADD (CNI specification, section 5). Addresses
+// have full length, as the pod has them, also those of a delegate that told a
+// subnet.
+func resultOf(n *netconf.Network, pair veth.Pair, given ipam.Result) *types100.Result {
 	r := &types100.Result{
 		CNIVersion: types100.ImplementedSpecVersion,
 		Interfaces: []*types100.Interface{
@@ -47,11 +47,20 @@ func resultOf(n *netconf.Network, pair veth.Pair, given ipam.Result) (types.Resu
 			r.Routes = append(r.Routes, route.CNI())
 		}
 	}
-	result, err := r.GetAsVersion(n.CNIVersion)
+	return r
+}
+
+// print gives a result in a version as JSON.
+func print(r *types100.Result, version string) ([]byte, error) {
+	converted, err := r.GetAsVersion(version)
 	if err != nil {
-		return nil, fmt.Errorf("result in version %s: %w", n.CNIVersion, err)
+		return nil, fmt.Errorf("result in version %s: %w", version, err)
 	}
-	return result, nil
+	var text bytes.Buffer
+	if err := converted.PrintTo(&text); err != nil {
+		return nil, fmt.Errorf("print the result: %w", err)
+	}
+	return text.Bytes(), nil
 }
 
 func ipNet(p netip.Prefix) net.IPNet {

@@ -131,25 +131,19 @@ func (s Store) Get(containerID, ifName string) (Attachment, error) {
 }
 
 // Delete removes the record of an attachment, also a corrupt one; it does
-// nothing where there is none.
+// nothing where there is none. It doesn't wait for the disk: a record that a
+// power failure brings back is of an earlier boot, as its BootID tells.
 func (s Store) Delete(containerID, ifName string) error {
 	if err := validNames(containerID, ifName); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
 	name := fileName(containerID, ifName)
-	gone := true
 	for _, n := range []string{tempPrefix + name, name} {
-		switch err := os.Remove(filepath.Join(s.Dir, n)); {
-		case err == nil:
-			gone = false
-		case !errors.Is(err, fs.ErrNotExist):
+		if err := os.Remove(filepath.Join(s.Dir, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("record: %w", err)
 		}
 	}
-	if gone {
-		return nil
-	}
-	return s.sync()
+	return nil
 }
 
 // List reads all records, in the order of their files' names. It gives those
