@@ -55,7 +55,7 @@ func groups(o options) []group {
 	attach := attachBench{bin: o.bin, rounds: 41, sizes: []int{1, 250, 1000}, atOnce: 100, repeats: 5}
 	start := startBench{bin: o.bin, rounds: 101}
 	full := syncBench{peers: 4999, rounds: 7}
-	path := pathBench{manifests: o.manifests, rounds: 9, stream: 3 * time.Second, pings: 20000}
+	path := pathBench{manifests: o.manifests, rounds: 31, stream: time.Second, pings: 5000}
 	scale := scaleBench{
 		bin: o.bin, manifests: o.manifests,
 		peers: 4999, starts: 3, joins: 250, windows: 6, window: 10 * time.Second,
