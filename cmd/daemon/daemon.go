@@ -73,8 +73,12 @@ func (d *daemon) run(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-func (d *daemon) restConfig() (*rest.Config, error) {
-	c, err := clientcmd.BuildConfigFromFlags("", d.kubeconfig)
+func (d *daemon) restConfig() (c *rest.Config, err error) {
+	if d.kubeconfig == "" {
+		c, err = rest.InClusterConfig()
+	} else {
+		c, err = clientcmd.BuildConfigFromFlags("", d.kubeconfig)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("API server: %w", err)
 	}
