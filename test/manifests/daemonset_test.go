@@ -39,7 +39,7 @@ func TestDaemonSet(t *testing.T) {
 		before[n.Name] = snapshot(t, n)
 	}
 
-	kubelet := newKubelet(t, c, manifest)
+	kubelet := newKubelet(t, c, manifest, "weftd")
 	spec := &kubelet.set.Spec.Template.Spec.Containers[0]
 	daemons := make([]*running, 0, len(c.Nodes()))
 	for _, n := range c.Nodes() {
@@ -136,7 +136,7 @@ func cleanup(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
 	manifest := objectsIn(t, readFile(t, cleanupYAML))
 	apply(t, c, manifest)
-	kubelet := newKubelet(t, c, manifest)
+	kubelet := newKubelet(t, c, manifest, "weft-cleanup")
 	pod := &kubelet.set.Spec.Template.Spec
 	for _, n := range c.Nodes() {
 		r := kubelet.start(t, n, &pod.InitContainers[0])
@@ -165,7 +165,7 @@ func TestCapabilitiesAreNeeded(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 1})
 	manifest := objectsIn(t, readFile(t, weftYAML))
 	apply(t, c, manifest)
-	kubelet := newKubelet(t, c, manifest)
+	kubelet := newKubelet(t, c, manifest, "weftd")
 	spec := &kubelet.set.Spec.Template.Spec.Containers[0]
 	all := spec.SecurityContext.Capabilities.Add
 	for i, without := range all {
@@ -231,6 +231,18 @@ func tables() (string, error) {
 	}
 	slices.Sort(names)
 	return strings.Join(names, "\n"), err
+}
+
+// filesOn is filesBelow on a node, but for the directories themselves.
+func filesOn(n *cluster.Node, dirs ...string) (files map[string]string, err error) {
+	err = n.Do(func() error {
+		files, err = filesBelow(dirs...)
+		for _, dir := range dirs {
+			delete(files, dir)
+		}
+		return err
+	})
+	return files, err
 }
 
 // filesBelow lists files and directories with their contents.

@@ -30,7 +30,7 @@ func TestMonitoring(t *testing.T) {
 	}
 	manifest := objectsIn(t, kustomize(t, "monitoring"))
 	apply(t, c, manifest)
-	kubelet := newKubelet(t, c, manifest)
+	kubelet := newKubelet(t, c, manifest, "weftd")
 	spec := &kubelet.set.Spec.Template.Spec.Containers[0]
 	n, elsewhere := c.Node(1), c.Node(2)
 	d := kubelet.start(t, n, spec)
@@ -102,7 +102,9 @@ func asked(t *testing.T, manifest []*unstructured.Unstructured) map[string]strin
 		case "PrometheusRule":
 			var rules struct {
 				Spec struct {
-					Groups []struct{ Rules []struct{ Alert, Expr string } }
+					Groups []struct {
+						Rules []struct{ Alert, Expr string }
+					}
 				}
 			}
 			remarshal(t, o.Object, &rules)

@@ -11,13 +11,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -29,24 +32,36 @@ type kubelet struct {
 	cluster *cluster.Cluster
 	set     *appsv1.DaemonSet
 	configs map[string]map[string]string // data of ConfigMaps, by name
+	image   []bind                       // what is in it
 }
 
-func newKubelet(t testing.TB, c *cluster.Cluster, manifest []*unstructured.Unstructured) *kubelet {
+// newKubelet is for the DaemonSet of that name in a manifest.
+func newKubelet(t testing.TB, c *cluster.Cluster, manifest []*unstructured.Unstructured, name string) *kubelet {
 	t.Helper()
-	k := &kubelet{cluster: c, configs: map[string]map[string]string{}}
+	bin, err := cluster.BinDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &kubelet{
+		cluster: c, configs: map[string]map[string]string{},
+		image: []bind{
+			{From: filepath.Join(bin, "weft"), To: "/weft", ReadOnly: true},
+			{From: filepath.Join(bin, "weftd"), To: "/weftd", ReadOnly: true},
+		},
+	}
 	for _, o := range manifest {
-		switch o.GetKind() {
-		case "DaemonSet":
+		switch {
+		case o.GetKind() == "DaemonSet" && o.GetName() == name:
 			k.set = &appsv1.DaemonSet{}
 			convert(t, o, k.set)
-		case "ConfigMap":
+		case o.GetKind() == "ConfigMap":
 			m := corev1.ConfigMap{}
 			convert(t, o, &m)
 			k.configs[m.Name] = m.Data
 		}
 	}
 	if k.set == nil {
-		t.Fatal("the manifest has no DaemonSet")
+		t.Fatalf("the manifest has no DaemonSet %s", name)
 	}
 	return k
 }
@@ -74,22 +89,15 @@ func (k *kubelet) start(t testing.TB, n *cluster.Node, spec *corev1.Container) *
 		t.Fatal("the pod has the host's network, and nothing else of the host's")
 	}
 	dir := t.TempDir()
-	bin, err := cluster.BinDir()
-	if err != nil {
-		t.Fatal(err)
-	}
 	security := spec.SecurityContext
 	c := container{
 		Root:         mkdir(t, dir, "root"),
 		ReadOnlyRoot: *security.ReadOnlyRootFilesystem,
 		UID:          int(*security.RunAsUser), GID: int(*security.RunAsGroup),
 		NoNewPrivs: !*security.AllowPrivilegeEscalation,
-		Binds: []bind{ // the image
-			{From: filepath.Join(bin, "weft"), To: "/weft", ReadOnly: true},
-			{From: filepath.Join(bin, "weftd"), To: "/weftd", ReadOnly: true},
-		},
-		Args: append([]string{"/weftd"}, spec.Args...),
-		Env:  k.env(t, n, spec),
+		Binds:      slices.Clone(k.image),
+		Args:       append(entrypoint(spec), spec.Args...),
+		Env:        k.env(t, n, spec),
 	}
 	if len(security.Capabilities.Drop) != 1 || security.Capabilities.Drop[0] != "ALL" {
 		t.Fatalf("capabilities that are dropped: %v", security.Capabilities.Drop)
@@ -107,6 +115,14 @@ func (k *kubelet) start(t testing.TB, n *cluster.Node, spec *corev1.Container) *
 		})
 	}
 	return run(t, n, spec, &c, filepath.Join(dir, "log"))
+}
+
+// entrypoint is a container's command, or that of Weft's image.
+func entrypoint(spec *corev1.Container) []string {
+	if len(spec.Command) > 0 {
+		return slices.Clone(spec.Command)
+	}
+	return []string{"/weftd"}
 }
 
 func run(t testing.TB, n *cluster.Node, spec *corev1.Container, c *container, log string) *running {
@@ -199,7 +215,7 @@ func (k *kubelet) volume(t testing.TB, n *cluster.Node, dir, name string) string
 
 func (k *kubelet) serviceAccount(t testing.TB, n *cluster.Node, dir string) string {
 	t.Helper()
-	token, err := k.cluster.API.Token(t.Context(), n.Name)
+	token, err := k.token(t, n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,6 +224,20 @@ func (k *kubelet) serviceAccount(t testing.TB, n *cluster.Node, dir string) stri
 	writeFile(t, filepath.Join(path, "namespace"), k.set.Namespace)
 	writeFile(t, filepath.Join(path, "ca.crt"), string(k.cluster.API.Config.CAData))
 	return path
+}
+
+func (k *kubelet) token(t testing.TB, n *cluster.Node) (string, error) {
+	t.Helper()
+	account := k.set.Spec.Template.Spec.ServiceAccountName
+	if account == "weftd" {
+		return k.cluster.API.Token(t.Context(), n.Name)
+	}
+	token, err := k.cluster.API.Client.CoreV1().ServiceAccounts(k.set.Namespace).CreateToken(
+		t.Context(), account, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		return "", err
+	}
+	return token.Status.Token, nil
 }
 
 // probe asks as kubelet does.

@@ -101,20 +101,31 @@ func Kubectl(ctx context.Context, log io.Writer) (string, error) {
 // Plugins gives a directory with the reference CNI plugins that hack/cni
 // names, built where that has changed.
 func Plugins(ctx context.Context, log io.Writer) (string, error) {
+	return tools(ctx, log, "cni", "plugins", "less than a minute")
+}
+
+// Multus gives a directory with the programs of Multus that hack/multus names,
+// built where that has changed.
+func Multus(ctx context.Context, log io.Writer) (string, error) {
+	return tools(ctx, log, "multus", "multus", "about two minutes")
+}
+
+// tools builds the tools of the module hack/module.
+func tools(ctx context.Context, log io.Writer, module, title, duration string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
-	b := &builder{module: filepath.Join(root, "hack", "cni"), log: log}
-	if b.cache, err = cacheDir("cni"); err != nil {
+	b := &builder{module: filepath.Join(root, "hack", module), log: log}
+	if b.cache, err = cacheDir(module); err != nil {
 		return "", err
 	}
 	sum, err := digest(filepath.Join(b.module, "go.mod"))
 	if err != nil {
 		return "", err
 	}
-	name := "plugins-" + sum
-	return filepath.Join(b.cache, name), b.build(ctx, name, "tool", "less than a minute")
+	name := title + "-" + sum
+	return filepath.Join(b.cache, name), b.build(ctx, name, "tool", duration)
 }
 
 // digest names the contents of files.
