@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -92,8 +93,9 @@ type answer struct {
 	versions []string
 }
 
-// of gives the versions that a plugin speaks. The error is fs.ErrNotExist
-// where there is none of that name.
+// of gives the versions that a plugin speaks: as it says, or, where it can't be
+// run here, those up to compatible. The error is fs.ErrNotExist where there is
+// none of that name.
 func (v *versions) of(ctx context.Context, name string) ([]string, error) {
 	path := filepath.Join(v.dir, name)
 	file, err := os.Stat(path)
@@ -105,15 +107,44 @@ func (v *versions) of(ctx context.Context, name string) ([]string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	var speaks []string
 	info, err := invoke.GetVersionInfo(ctx, path, nil)
-	if err != nil {
+	switch {
+	case err == nil:
+		speaks = info.SupportedVersions()
+	case lacksLibraries(path):
+		speaks = slices.DeleteFunc(slices.Clone(netconf.Versions), func(v string) bool { return v > compatible })
+	default:
 		return nil, fmt.Errorf("ask %s for its CNI versions: %w", path, err)
 	}
 	if v.known == nil {
 		v.known = map[string]answer{}
 	}
-	v.known[name] = answer{file, info.SupportedVersions()}
-	return info.SupportedVersions(), nil
+	v.known[name] = answer{file, speaks}
+	return speaks, nil
+}
+
+// lacksLibraries reports whether a program needs a dynamic linker that isn't
+// here. In the daemon's container there is none, but plugins of a distribution
+// need the node's, and have it when the runtime runs them.
+func lacksLibraries(path string) bool {
+	f, err := elf.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_INTERP {
+			continue
+		}
+		linker, err := io.ReadAll(p.Open())
+		if err != nil {
+			return false
+		}
+		_, err = os.Stat(string(bytes.TrimRight(linker, "\x00")))
+		return errors.Is(err, os.ErrNotExist)
+	}
+	return false
 }
 
 // install puts the plugin into dir, unless it is there already.

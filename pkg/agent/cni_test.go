@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -108,6 +111,31 @@ func TestVersionsOfAPlugin(t *testing.T) {
 	}
 	if _, err := v.of(t.Context(), "bandwidth"); err == nil || !strings.Contains(err.Error(), "for its CNI versions") {
 		t.Errorf("a broken plugin: %v", err)
+	}
+}
+
+// A distribution's plugin needs libraries that the daemon's container lacks.
+func TestVersionsOfAPluginOfTheNode(t *testing.T) {
+	const linker = "/no/such/ld.so\x00"
+	header := elf.Header64{
+		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+	}
+	interpreter := elf.Prog64{Type: uint32(elf.PT_INTERP), Off: 120, Filesz: uint64(len(linker)), Memsz: uint64(len(linker))}
+	var program bytes.Buffer
+	for _, part := range []any{header, interpreter, []byte(linker)} {
+		if err := binary.Write(&program, binary.LittleEndian, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "portmap"), program.Bytes(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	got, err := (&versions{dir: dir}).of(t.Context(), "portmap")
+	if d := cmp.Diff([]string{"0.3.1", "0.4.0", "1.0.0"}, got); err != nil || d != "" {
+		t.Errorf("%v, %s", err, d)
 	}
 }
 
