@@ -37,7 +37,9 @@ func run(ctx context.Context, env netconf.Env, in io.Reader, out, logTo io.Write
 	}
 	if err != nil {
 		log.Error("command ended with an error", "error", err)
-		printError(out, config, err)
+		if unheard := printError(out, config, err); unheard != nil {
+			log.Error("error not printed", "error", unheard)
+		}
 	}
 	return err
 }
@@ -137,8 +139,8 @@ func printVersions(out io.Writer) error {
 }
 
 // printError prints the error object of the CNI specification (section 5,
-// "Error"). Where not even that can be printed, the exit code has to do.
-func printError(out io.Writer, config []byte, err error) {
+// "Error").
+func printError(out io.Writer, config []byte, err error) error {
 	var asked struct {
 		CNIVersion string `json:"cniVersion"`
 	}
@@ -149,7 +151,7 @@ func printError(out io.Writer, config []byte, err error) {
 	encoder := json.NewEncoder(out)
 	encoder.SetIndent("", "    ")
 	encoder.SetEscapeHTML(false)
-	_ = encoder.Encode(struct {
+	return encoder.Encode(struct {
 		CNIVersion string `json:"cniVersion"`
 		*types.Error
 	}{asked.CNIVersion, attach.Report(err)})

@@ -164,10 +164,9 @@ func fetch(t *testing.T, n *single.Node, pod *testns.NS, addr string) string {
 		}
 		defer c.Close()
 		deadline, _ := ctx.Deadline()
-		if err := c.SetDeadline(deadline); err != nil {
-			return err
+		if err = c.SetDeadline(deadline); err == nil {
+			text, err = io.ReadAll(c)
 		}
-		text, err = io.ReadAll(c)
 		return err
 	}))
 	return string(text)

@@ -57,7 +57,7 @@ func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (result []byte,
 		return nil, err
 	}
 	defer unlock()
-	if err := p.notAttached(n); err != nil {
+	if err = p.notAttached(n); err != nil {
 		return nil, err
 	}
 
@@ -76,13 +76,13 @@ func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (result []byte,
 	if err != nil {
 		return nil, err
 	}
-	// The disk and the printing take as long as the kernel does.
-	printed := inBackground(func() (err error) {
-		result, err = print(resultOf(n, pair, given), n.CNIVersion)
+	// What the disk and the encoding take passes while the kernel works.
+	encoded := inBackground(func() (err error) {
+		result, err = encode(resultOf(n, pair, given), n.CNIVersion)
 		return errors.Join(err, flush())
 	})
 	err = p.connect(ctx, n, pod, pair, &done)
-	if err := errors.Join(err, <-printed); err != nil {
+	if err = errors.Join(err, <-encoded); err != nil {
 		return nil, err
 	}
 	p.Log.Debug("attached", "addrs", rec.Addrs, "host", pair.HostLink)

@@ -59,11 +59,11 @@ func (p *Plugin) Check(ctx context.Context, n *netconf.Network) error {
 		return err
 	}
 	c := check{node: p.Node, n: n, as: as, rec: rec}
-	kernel, err := c.kernel()
+	objects, err := c.objects()
 	if err != nil {
 		return err
 	}
-	drift.Items = slices.Concat(kernel, c.claims(ctx), c.result())
+	drift.Items = slices.Concat(objects, c.claims(ctx), c.result())
 	if len(drift.Items) > 0 {
 		return drift
 	}
@@ -78,7 +78,7 @@ type check struct {
 	rec  record.Attachment
 }
 
-func (c check) kernel() ([]string, error) {
+func (c check) objects() ([]string, error) {
 	pod, err := openNetns(c.n.Env.Netns)
 	if err != nil {
 		return nil, err

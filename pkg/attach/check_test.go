@@ -46,7 +46,9 @@ func (d *drifted) route(ns *testns.NS, family int, pick func(netlink.Route) bool
 }
 
 func isDefault(r netlink.Route) bool { return r.Gw != nil && r.Dst != nil && r.Dst.IP.IsUnspecified() }
-func isPod4(r netlink.Route) bool    { return r.Dst != nil && r.Dst.IP.Equal(net.IPv4(10, 244, 1, 2)) }
+
+func isPod4(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(net.IPv4(10, 244, 1, 2)) }
+
 func isGateway(r netlink.Route) bool {
 	return r.Dst != nil && r.Dst.IP.Equal(net.IPv4(169, 254, 1, 1))
 }

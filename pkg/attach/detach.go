@@ -43,10 +43,10 @@ func (p *Plugin) detach(ctx context.Context, n *netconf.Network) error {
 		return err
 	}
 
-	if err := removeRules(as, rec); err != nil {
+	if err = removeRules(as, rec); err != nil {
 		return err
 	}
-	if err := p.Node.Remove(veth.HostLink(id, ifName)); err != nil {
+	if err = p.Node.Remove(veth.HostLink(id, ifName)); err != nil {
 		return err
 	}
 	err = ipam.New(as, netconf.Node{}).Del(ctx)

@@ -73,7 +73,7 @@ func TestCodesAreDocumented(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/errors.md")
 	must(t, err)
 	var documented, sampled []uint
-	for _, m := range regexp.MustCompile(`(?m)^\| ([0-9]+) \| .+ \| .+ \|$`).FindAllSubmatch(doc, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\| (\d+) \| .+ \| .+ \|$`).FindAllSubmatch(doc, -1) {
 		code, err := strconv.Atoi(string(m[1]))
 		must(t, err)
 		documented = append(documented, uint(code))

@@ -128,7 +128,7 @@ func (n *node) hide(s string, pods ...pod) string {
 	return times.ReplaceAllString(strings.NewReplacer(replace...).Replace(s), "TIME")
 }
 
-var times = regexp.MustCompile(`[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z`)
+var times = regexp.MustCompile(`\d{4}-\d{2}-\d{2}T[0-9:]{8}Z`)
 
 func text(t *testing.T, v any) string {
 	t.Helper()

@@ -50,8 +50,8 @@ func resultOf(n *netconf.Network, pair veth.Pair, given ipam.Result) *types100.R
 	return r
 }
 
-// print gives a result in a version as JSON.
-func print(r *types100.Result, version string) ([]byte, error) {
+// encode gives a result in a version as JSON.
+func encode(r *types100.Result, version string) ([]byte, error) {
 	converted, err := r.GetAsVersion(version)
 	if err != nil {
 		return nil, fmt.Errorf("result in version %s: %w", version, err)

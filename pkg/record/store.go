@@ -97,7 +97,7 @@ func (s Store) create(a Attachment) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record %s/%s: %w", a.ContainerID, a.IfName, err)
 	}
-	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+	if err = os.MkdirAll(s.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("record: %w", err)
 	}
 	temp := filepath.Join(s.Dir, tempPrefix+fileName(a.ContainerID, a.IfName))

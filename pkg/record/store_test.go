@@ -124,7 +124,7 @@ func TestWrite(t *testing.T) {
 	if err != nil || got.PodName != "web-1" {
 		t.Errorf("before the flush: %q, %v", got.PodName, err)
 	}
-	if err := flush(); err != nil {
+	if err = flush(); err != nil {
 		t.Fatal(err)
 	}
 	entries, err := os.ReadDir(s.Dir)

@@ -99,7 +99,7 @@ func (p Pair) add(host, inPod *netlink.Handle, pod *Netns) (netlink.Link, error)
 	pair.PeerMTU = uint32(p.MTU)
 	err := host.LinkAdd(pair)
 	if errors.Is(err, unix.EEXIST) {
-		if _, err := inPod.LinkByName(p.PodLink); err == nil {
+		if _, notThere := inPod.LinkByName(p.PodLink); notThere == nil {
 			return nil, fmt.Errorf("%s in %s: %w", p.PodLink, pod.path, ErrExists)
 		}
 		return nil, fmt.Errorf("%s: %w", p.HostLink, ErrExists)

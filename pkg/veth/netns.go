@@ -85,7 +85,7 @@ func (n *Netns) do(f func() error) error {
 		return fmt.Errorf("own network namespace: %w", err)
 	}
 	defer own.Close()
-	if err := netns.Set(n.fd); err != nil {
+	if err = netns.Set(n.fd); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter %s: %w", n.path, err)
 	}

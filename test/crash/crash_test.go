@@ -65,7 +65,8 @@ func (l *lab) kill(victim string, c cleanup, how crash.Verdict) (cases int) {
 			if s.Asks {
 				return crash.GoOn
 			}
-			if changes++; changes == n {
+			changes++
+			if changes == n {
 				last = s
 				return how
 			}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -28,9 +29,9 @@ func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
 func buildAndRun(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "weft-bin-")
 	if err == nil {
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()
 		bin = dir
-		err = single.Build(dir)
+		err = single.Build(context.Background(), dir)
 	}
 	if err == nil {
 		var plugins string
@@ -85,20 +86,20 @@ var variants = []variant{
 	}},
 }
 
-// command is what a runtime starts: the environment and standard input.
-func (l *lab) command(command string, keys map[string]any) (env []string, stdin []byte) {
+// command is what a runtime starts: the environment and standard input, with
+// the result of the ADD in it on CHECK.
+func (l *lab) command(command string, result []byte) (env []string, stdin []byte) {
 	l.t.Helper()
+	keys := map[string]any{}
 	env = []string{
 		"PATH=" + os.Getenv("PATH"), "CNI_COMMAND=" + command, "CNI_CONTAINERID=" + l.id,
 		"CNI_NETNS=" + l.pod.Path, "CNI_IFNAME=eth0", "CNI_PATH=" + path,
 	}
 	switch command {
 	case netconf.GC:
-		keys = map[string]any{"cni.dev/valid-attachments": []any{}}
+		keys["cni.dev/valid-attachments"] = []any{}
 	case netconf.Check:
-		var prev any
-		l.must(json.Unmarshal(keys["result"].([]byte), &prev))
-		keys = map[string]any{"prevResult": prev}
+		keys["prevResult"] = json.RawMessage(result)
 	}
 	return env, l.Config(l.t, l.config, keys)
 }
@@ -106,11 +107,7 @@ func (l *lab) command(command string, keys map[string]any) (env []string, stdin 
 // run runs the plugin undisturbed; it has to succeed.
 func (l *lab) run(command string, result ...[]byte) []byte {
 	l.t.Helper()
-	keys := map[string]any{}
-	if len(result) > 0 {
-		keys["result"] = result[0]
-	}
-	env, stdin := l.command(command, keys)
+	env, stdin := l.command(command, slices.Concat(result...))
 	cmd := exec.Command(filepath.Join(bin, "weft"))
 	var stdout, stderr bytes.Buffer
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, bytes.NewReader(stdin), &stdout, &stderr

@@ -46,8 +46,8 @@ func syscallInfo(id int) (callInfo, error) {
 // stepOf says what a system call that is about to begin changes; ok is false
 // where that is nothing.
 func stepOf(id int, c callInfo) (s Step, ok bool) {
-	fd := func(arg int) string {
-		name, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", id, int32(c.args[arg])))
+	file := func() string {
+		name, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", id, int32(c.args[0])))
 		return name
 	}
 	path := func(arg int) string { return readString(id, c.args[arg]) }
@@ -55,14 +55,14 @@ func stepOf(id int, c callInfo) (s Step, ok bool) {
 	case unix.SYS_OPENAT:
 		return Step{Call: "create", On: path(1)}, c.args[2]&(unix.O_CREAT|unix.O_TRUNC) != 0
 	case unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_WRITEV:
-		on := fd(0)
+		on := file()
 		return Step{Call: "write", On: on}, on != "anon_inode:[eventfd]" // the Go runtime's own
 	case unix.SYS_FSYNC, unix.SYS_FDATASYNC:
-		return Step{Call: "fsync", On: fd(0)}, true
+		return Step{Call: "fsync", On: file()}, true
 	case unix.SYS_FTRUNCATE:
-		return Step{Call: "truncate", On: fd(0)}, true
+		return Step{Call: "truncate", On: file()}, true
 	case unix.SYS_FLOCK:
-		return Step{Call: "flock", On: fd(0)}, true
+		return Step{Call: "flock", On: file()}, true
 	case unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2:
 		return Step{Call: "rename", On: path(3)}, true
 	case unix.SYS_UNLINKAT:

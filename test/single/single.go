@@ -4,6 +4,7 @@
 package single
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -43,8 +44,10 @@ func New(t testing.TB) *Node {
 	return n
 }
 
-// RunDir and DataDir are the node's directories of these names.
-func (n *Node) RunDir() string  { return filepath.Join(n.Dir, "run") }
+// RunDir is the node's directory for what a reboot takes away.
+func (n *Node) RunDir() string { return filepath.Join(n.Dir, "run") }
+
+// DataDir is the node's directory for what a reboot leaves.
 func (n *Node) DataDir() string { return filepath.Join(n.Dir, "data") }
 
 // Write writes the node file.
@@ -100,8 +103,8 @@ func (n *Node) Files(t testing.TB) string {
 }
 
 // Build builds the plugin into dir, under the name weft.
-func Build(dir string) error {
-	build := exec.Command("go", "build", "-ldflags", "-X main.version=v1.2.3",
+func Build(ctx context.Context, dir string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-ldflags", "-X main.version=v1.2.3",
 		"-o", filepath.Join(dir, "weft"), "github.com/weft-cni/weft/cmd/plugin")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
