@@ -39,8 +39,11 @@ type rule struct {
 var rules = []rule{
 	{
 		packages: []string{"cmd/plugin"},
-		never:    []string{"k8s.io", "sigs.k8s.io", "github.com/prometheus", "github.com/spf13", "net/http", "crypto/tls"},
-		why:      "the plugin is started for every pod: it has to be there in milliseconds, and needs no API server",
+		never: []string{
+			"k8s.io", "sigs.k8s.io", "github.com/prometheus", "github.com/spf13", "github.com/google/nftables",
+			"github.com/mdlayher/netlink", "go.opentelemetry.io", "net/http", "crypto/tls",
+		},
+		why: "the plugin is started for every pod: it has to be there in milliseconds, and needs no API server",
 	},
 	{
 		packages: []string{"pkg/kernel", "pkg/overlay"},
