@@ -14,10 +14,12 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/attach"
+	"github.com/weft-cni/weft/pkg/flock"
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/pkg/record"
 	"github.com/weft-cni/weft/test/probe"
 	"github.com/weft-cni/weft/test/testns"
 )
@@ -236,6 +238,21 @@ func TestAttachRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLockHeld: while a garbage collection goes on, ADD waits, and says so when
+// it has no more time.
+func TestLockHeld(t *testing.T) {
+	n := newNode(t)
+	release, err := flock.Exclusive(t.Context(), filepath.Join(n.RunDir(), record.LockFile), time.Second)
+	must(t, err)
+	defer release()
+	p := newPod(t, "a1b2c3", "")
+	_, err = n.plugin.Attach(within(t, 20*time.Millisecond), n.network(netconf.Add, p))
+	if err == nil {
+		t.Fatal("attached")
+	}
+	testns.Golden(t, "refused/lock-held.golden", n.hide(text(t, attach.Report(err)), p))
 }
 
 // TestStrayGivesWay: a host end whose record was lost keeps no address from
