@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,14 +74,16 @@ func (b scaleBench) measureStarts(ctx context.Context, r *report, n *cluster.Nod
 		if err := n.WriteKubeconfig(ctx); err != nil {
 			return nil, err
 		}
+		var log bytes.Buffer
 		start := time.Now()
-		d, err := n.Start(b.daemon(ctx, n))
+		d, err := n.Start(b.daemon(ctx, n, &log))
 		if err != nil {
 			return nil, err
 		}
 		took, err := b.waitProgrammed(ctx, n, d, start)
 		if err != nil {
-			return nil, err
+			d.Kill()
+			return nil, fmt.Errorf("%w\n%s", err, log.Bytes())
 		}
 		times = append(times, took)
 		if len(times) == b.starts {
@@ -93,10 +97,10 @@ func (b scaleBench) measureStarts(ctx context.Context, r *report, n *cluster.Nod
 	}
 }
 
-func (b scaleBench) daemon(ctx context.Context, n *cluster.Node) *exec.Cmd {
+func (b scaleBench) daemon(ctx context.Context, n *cluster.Node, log io.Writer) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "weftd"),
 		"--kubeconfig=/etc/weft/kubeconfig", "--node-name="+n.Name, "--install-from="+b.bin)
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = log
 	return cmd
 }
 
