@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"time"
 
@@ -184,8 +185,11 @@ func writeFile(path string, data []byte, mode os.FileMode) (changed bool, err er
 	return true, nil
 }
 
+// callsWeft is what a configuration has that leads to ours, such as Multus'.
+var callsWeft = regexp.MustCompile(`"type"\s*:\s*"` + netconf.Type + `"`)
+
 // rivalConfig finds the configuration that a runtime prefers to ours: the
-// first by name of those that it reads.
+// first by name of those that it reads, unless that calls our plugin.
 func rivalConfig(dir string) (name string, ok bool) {
 	entries, err := os.ReadDir(dir) // sorted
 	if err != nil {
@@ -195,9 +199,11 @@ func rivalConfig(dir string) (name string, ok bool) {
 		if e.Name() >= netconf.ConfList {
 			break
 		}
-		if slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(e.Name())) {
-			return e.Name(), true
+		if !slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(e.Name())) {
+			continue
 		}
+		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		return e.Name(), err != nil || !callsWeft.Match(data)
 	}
 	return "", false
 }

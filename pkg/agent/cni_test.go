@@ -188,4 +188,11 @@ func TestRivalConfig(t *testing.T) {
 	if name, ok := rivalConfig(dir); !ok || name != "10-flannel.conflist" {
 		t.Errorf("found %q, %v", name, ok)
 	}
+	multus := `{"type": "multus", "delegates": [{"name": "weft", "plugins": [{"capabilities": {}, "type": "weft"}]}]}`
+	if err := os.WriteFile(filepath.Join(dir, "00-multus.conflist"), []byte(multus), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if name, ok := rivalConfig(dir); ok {
+		t.Errorf("%s leads to ours", name)
+	}
 }
