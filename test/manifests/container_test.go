@@ -134,5 +134,12 @@ func (c *container) dropRights() error {
 			return fmt.Errorf("no new privileges: %w", err)
 		}
 	}
-	return errors.Join(syscall.Setgroups(nil), syscall.Setgid(c.GID), syscall.Setuid(c.UID))
+	if c.UID == os.Getuid() && c.GID == os.Getgid() {
+		return nil
+	}
+	err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(c.GID), syscall.Setuid(c.UID))
+	if err != nil {
+		return fmt.Errorf("become user %d: %w", c.UID, err)
+	}
+	return nil
 }
