@@ -96,6 +96,10 @@ func TestCreate(t *testing.T) {
 			p.Routes = []netconf.Route{route("2001:db8:1::/48")}
 		},
 		"no-default-route": func(p *veth.Pair) { p.DefaultRoute = false },
+		"mtu-too-small-for-ipv6": func(p *veth.Pair) {
+			p.Addrs = addrs("10.244.1.5")
+			p.MTU = 600
+		},
 		"requested-mac": func(p *veth.Pair) {
 			p.MAC, _ = kernel.ParseMAC("02:00:5e:10:00:01")
 			p.MTU = 9000
