@@ -72,14 +72,17 @@ func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (result []byte,
 	if err != nil {
 		return nil, err
 	}
-	result, err = encode(resultOf(n, pair, given), n.CNIVersion)
+	flush, err := store(n).Write(rec)
 	if err != nil {
 		return nil, err
 	}
-	if err = store(n).Write(rec); err != nil {
-		return nil, err
-	}
-	if err = p.connect(ctx, n, pod, pair); err != nil {
+	// What the disk and the encoding take passes while the kernel works.
+	encoded := inBackground(func() (err error) {
+		result, err = encode(resultOf(n, pair, given), n.CNIVersion)
+		return errors.Join(err, flush())
+	})
+	err = p.connect(ctx, n, pod, pair, &done)
+	if err = errors.Join(err, <-encoded); err != nil {
 		return nil, err
 	}
 	p.Log.Debug("attached", "addrs", rec.Addrs, "host", pair.HostLink)
@@ -125,9 +128,8 @@ func (p *Plugin) notAttached(n *netconf.Network) error {
 	return nil
 }
 
-// allocate claims addresses. What a delegate gives outlives a reboot and is
-// found again by a record alone, so there the record comes first, on disk and
-// without them.
+// allocate claims addresses. What a delegate gives is found again by a record
+// alone, so there the record comes first, without them.
 func allocate(ctx context.Context, n *netconf.Network, node netconf.Node, done *undoList) (ipam.Result, error) {
 	done.add("remove the record", func() error { return store(n).Delete(n.Env.ContainerID, n.Env.IfName) })
 	if !n.IPAM.Own() {
@@ -144,26 +146,37 @@ func allocate(ctx context.Context, n *netconf.Network, node netconf.Node, done *
 	return given, nil
 }
 
+// inBackground runs f and tells what it returned.
+func inBackground(f func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	return done
+}
+
 // connect makes the pair. Where the node has a route to one of its addresses
 // already, what counts is whose: a host end that no record knows is left from
 // an attachment whose record was lost, and gives way.
-func (p *Plugin) connect(ctx context.Context, n *netconf.Network, pod *veth.Netns, pair veth.Pair) error {
+func (p *Plugin) connect(ctx context.Context, n *netconf.Network, pod *veth.Netns, pair veth.Pair, done *undoList) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	err := p.Node.Create(pod, pair)
-	inUse := (*veth.InUseError)(nil)
-	if !errors.As(err, &inUse) {
+	if inUse := (*veth.InUseError)(nil); errors.As(err, &inUse) {
+		stray, e := p.removeStray(n, inUse.Link)
+		if e != nil {
+			return fmt.Errorf("%w; then, to remove %s: %w", err, inUse.Link, e)
+		}
+		if stray {
+			err = p.Node.Create(pod, pair)
+		}
+	}
+	if err != nil {
 		return err
 	}
-	removed, e := p.removeStray(n, inUse.Link)
-	if e != nil {
-		return fmt.Errorf("%w; then, to remove %s: %w", err, inUse.Link, e)
-	}
-	if !removed {
-		return err
-	}
-	return p.Node.Create(pod, pair)
+	done.add("remove the interface", func() error {
+		return errors.Join(veth.RemoveRules(pod, pair.Addrs), p.Node.Remove(pair.HostLink))
+	})
+	return nil
 }
 
 // removeStray removes the host end of an attachment to n's network that has no

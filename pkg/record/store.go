@@ -65,24 +65,30 @@ func (s Store) Put(a Attachment) error {
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("record: %w", errors.Join(err, os.Remove(f.Name())))
 	}
-	if err := s.publish(f.Name()); err != nil {
+	if err := s.publish(f); err != nil {
 		return err
 	}
 	return s.sync()
 }
 
-// Write does what Put does, but doesn't wait for the disk: all processes see
-// the record, and it stays if this one is killed. A power failure soon
-// afterwards may take it away or leave one that can't be read.
-func (s Store) Write(a Attachment) error {
+// Write does what Put does, but doesn't wait for the disk: the caller has to
+// call flush, and may do other work meanwhile. When Write returns, all
+// processes see the record, and it stays if this one is killed. A power failure
+// before flush returns may leave a record that can't be read.
+func (s Store) Write(a Attachment) (flush func() error, err error) {
 	f, err := s.create(a)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := f.Close(); err != nil {
-		return fmt.Errorf("record: %w", errors.Join(err, os.Remove(f.Name())))
+	if err := s.publish(f); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	return s.publish(f.Name())
+	return func() error {
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return fmt.Errorf("record: %w", err)
+		}
+		return s.sync()
+	}, nil
 }
 
 // create writes a under a name that isn't a record's.
@@ -106,7 +112,8 @@ func (s Store) create(a Attachment) (*os.File, error) {
 }
 
 // publish gives what create wrote its record's name.
-func (s Store) publish(temp string) error {
+func (s Store) publish(f *os.File) error {
+	temp := f.Name()
 	name := strings.TrimPrefix(filepath.Base(temp), tempPrefix)
 	if err := os.Rename(temp, filepath.Join(s.Dir, name)); err != nil {
 		return fmt.Errorf("record: %w", errors.Join(err, os.Remove(temp)))

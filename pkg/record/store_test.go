@@ -109,27 +109,30 @@ func TestPutGetDelete(t *testing.T) {
 }
 
 // A field that is written and not read would be lost.
-// TestWrite: what was written replaces what was there before, and nothing else
-// is left.
+// TestWrite: what was written is there before it is flushed, and replaces what
+// was there before.
 func TestWrite(t *testing.T) {
 	s := store(t)
 	a := example()
-	for _, name := range []string{"web-0", "web-1"} {
-		a.PodName = name
-		if err := s.Write(a); err != nil {
-			t.Fatal(err)
-		}
-		got, err := s.Get(a.ContainerID, a.IfName)
-		if err != nil || got.PodName != name {
-			t.Errorf("got %q, %v", got.PodName, err)
-		}
+	put(t, s, a)
+	a.PodName = "web-1"
+	flush, err := s.Write(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Get(a.ContainerID, a.IfName)
+	if err != nil || got.PodName != "web-1" {
+		t.Errorf("before the flush: %q, %v", got.PodName, err)
+	}
+	if err = flush(); err != nil {
+		t.Fatal(err)
 	}
 	entries, err := os.ReadDir(s.Dir)
 	if err != nil || len(entries) != 1 {
 		t.Errorf("%d files, %v", len(entries), err)
 	}
 	a.MTU = -1
-	if err := s.Write(a); err == nil {
+	if _, err := s.Write(a); err == nil {
 		t.Error("wrote a record that is not valid")
 	}
 }
