@@ -9,6 +9,8 @@ module=$(go list -m)
 api=./api/v1alpha1
 client=pkg/client
 
+# With the flags of the builds, so that both find the other's work in the cache.
+export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -trimpath"
 tool() { go tool -modfile=hack/tools/go.mod "$@"; }
 
 made=$(mktemp -d)
@@ -43,3 +45,5 @@ flat() {
 echo '==> flat manifests'
 flat manifests/weft.yaml manifests/base
 flat manifests/cleanup.yaml manifests/cleanup
+flat manifests/network-policy.yaml manifests/network-policy
+flat manifests/encryption.yaml manifests/encryption

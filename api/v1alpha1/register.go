@@ -20,7 +20,7 @@ func Resource(resource string) schema.GroupResource {
 }
 
 func addKnownTypes(scheme *runtime.Scheme) error {
-	scheme.AddKnownTypes(SchemeGroupVersion, &VTEP{}, &VTEPList{})
+	scheme.AddKnownTypes(SchemeGroupVersion, &VTEP{}, &VTEPList{}, &SegmentMember{}, &SegmentMemberList{}, &IPBlock{}, &IPBlockList{})
 	metav1.AddToGroupVersion(scheme, SchemeGroupVersion)
 	return nil
 }

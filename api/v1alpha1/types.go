@@ -16,6 +16,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="MAC",type=string,priority=1,JSONPath=`.spec.mac`,description="Ethernet address of the node's VXLAN device"
 // +kubebuilder:printcolumn:name="Port",type=integer,priority=1,JSONPath=`.spec.port`,description="UDP port of the node's VXLAN device"
 // +kubebuilder:printcolumn:name="MTU",type=integer,priority=1,JSONPath=`.spec.mtu`,description="MTU of the node's underlay interface"
+// +kubebuilder:printcolumn:name="Encryption",type=string,JSONPath=`.spec.wireGuard.mode`,description="What the node takes from its peers: wireguard, permissive, which is clear packets too, or none, which is encrypted segments alone"
+// +kubebuilder:printcolumn:name="WireGuard",type=string,priority=1,JSONPath=`.spec.wireGuard.implementation`,description="Where the node's WireGuard is: kernel or userspace"
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type VTEP struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -81,7 +83,7 @@ type VTEPSpec struct {
 	// +kubebuilder:validation:Maximum=65536
 	MTU int32 `json:"mtu,omitempty"`
 
-	// WireGuard is set where the node encrypts.
+	// WireGuard is set where the node encrypts, be it a tenant's segment alone.
 	//
 	// +optional
 	WireGuard *WireGuard `json:"wireGuard,omitempty"`
@@ -89,21 +91,61 @@ type VTEPSpec struct {
 
 // WireGuard is the public side of a node's WireGuard devices.
 type WireGuard struct {
-	// PublicKeys are the node's public keys, the newest first: during a
-	// rotation there are two.
+	// Mode is what the node takes from its peers: encrypted packets only
+	// (wireguard), or such in clear as well (permissive), or encrypted segments
+	// and all else in clear (none).
 	//
-	// +listType=set
+	// +kubebuilder:validation:Enum=none;permissive;wireguard
+	Mode string `json:"mode"`
+
+	// Keys are the node's public keys, the newest first: while a key is
+	// rotated there are two, in different slots.
+	//
+	// +listType=map
+	// +listMapKey=slot
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=2
-	// +kubebuilder:validation:items:MaxLength=44
-	// +kubebuilder:validation:items:XValidation:rule="self.matches('^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw480]=$')",message="must be a Curve25519 public key in base64: 44 characters, as wg pubkey prints it"
-	PublicKeys []string `json:"publicKeys"`
+	// +kubebuilder:validation:XValidation:rule="self.size() < 2 || self[0].publicKey != self[1].publicKey",message="must not hold one key twice"
+	Keys []WireGuardKey `json:"keys"`
 
-	// Port is the UDP port of the device of the newest key.
+	// Port is the first of four UDP ports. On port + 2s + p the node's key in
+	// slot s meets those keys of its peers that are in their slot p. Inside,
+	// encrypted segments have the one behind these.
 	//
 	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=65535
+	// +kubebuilder:validation:Maximum=65531
 	Port int32 `json:"port"`
+
+	// PresharedKeyHash tells one preshared key from another: the first eight
+	// bytes of its salted SHA-256, in hexadecimal. It is empty where the node
+	// has none.
+	//
+	// +optional
+	// +kubebuilder:validation:MaxLength=16
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9a-f]{16})?$')",message="must be 16 hexadecimal digits in lower case"
+	PresharedKeyHash string `json:"presharedKeyHash,omitempty"`
+
+	// Implementation is where the node's WireGuard is: in its kernel or in a
+	// process. Peers don't care.
+	//
+	// +optional
+	// +kubebuilder:validation:Enum=kernel;userspace
+	Implementation string `json:"implementation,omitempty"`
+}
+
+// WireGuardKey is one public key of a node.
+type WireGuardKey struct {
+	// Slot is where the node keeps the key: 0 or 1.
+	//
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1
+	Slot int32 `json:"slot"`
+
+	// PublicKey is a Curve25519 public key in base64, as wg pubkey prints it.
+	//
+	// +kubebuilder:validation:MaxLength=44
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw480]=$')",message="must be a Curve25519 public key in base64: 44 characters, as wg pubkey prints it"
+	PublicKey string `json:"publicKey"`
 }
 
 // VTEPList is a list of VTEPs.

@@ -37,6 +37,10 @@ func (f *genericInformer) Lister() cache.GenericLister {
 func (f *sharedInformerFactory) ForResource(resource schema.GroupVersionResource) (GenericInformer, error) {
 	switch resource {
 	// Group=weft.dev, Version=v1alpha1
+	case v1alpha1.SchemeGroupVersion.WithResource("ipblocks"):
+		return &genericInformer{resource: resource.GroupResource(), informer: f.Weft().V1alpha1().IPBlocks().Informer()}, nil
+	case v1alpha1.SchemeGroupVersion.WithResource("segmentmembers"):
+		return &genericInformer{resource: resource.GroupResource(), informer: f.Weft().V1alpha1().SegmentMembers().Informer()}, nil
 	case v1alpha1.SchemeGroupVersion.WithResource("vteps"):
 		return &genericInformer{resource: resource.GroupResource(), informer: f.Weft().V1alpha1().VTEPs().Informer()}, nil
 

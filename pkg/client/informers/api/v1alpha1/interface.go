@@ -8,6 +8,10 @@ import (
 
 // Interface provides access to all the informers in this group version.
 type Interface interface {
+	// IPBlocks returns a IPBlockInformer.
+	IPBlocks() TypedIPBlockInformer
+	// SegmentMembers returns a SegmentMemberInformer.
+	SegmentMembers() TypedSegmentMemberInformer
 	// VTEPs returns a VTEPInformer.
 	VTEPs() TypedVTEPInformer
 }
@@ -21,6 +25,16 @@ type version struct {
 // New returns a new Interface.
 func New(f internalinterfaces.SharedInformerFactory, namespace string, tweakListOptions internalinterfaces.TweakListOptionsFunc) Interface {
 	return &version{factory: f, namespace: namespace, tweakListOptions: tweakListOptions}
+}
+
+// IPBlocks returns a TypedIPBlockInformer.
+func (v *version) IPBlocks() TypedIPBlockInformer {
+	return &iPBlockInformer{factory: v.factory, tweakListOptions: v.tweakListOptions}
+}
+
+// SegmentMembers returns a TypedSegmentMemberInformer.
+func (v *version) SegmentMembers() TypedSegmentMemberInformer {
+	return &segmentMemberInformer{factory: v.factory, tweakListOptions: v.tweakListOptions}
 }
 
 // VTEPs returns a TypedVTEPInformer.

@@ -2,6 +2,14 @@
 
 package v1alpha1
 
+// IPBlockListerExpansion allows custom methods to be added to
+// IPBlockLister.
+type IPBlockListerExpansion interface{}
+
+// SegmentMemberListerExpansion allows custom methods to be added to
+// SegmentMemberLister.
+type SegmentMemberListerExpansion interface{}
+
 // VTEPListerExpansion allows custom methods to be added to
 // VTEPLister.
 type VTEPListerExpansion interface{}

@@ -12,12 +12,22 @@ import (
 
 type WeftV1alpha1Interface interface {
 	RESTClient() rest.Interface
+	IPBlocksGetter
+	SegmentMembersGetter
 	VTEPsGetter
 }
 
 // WeftV1alpha1Client is used to interact with features provided by the weft.dev group.
 type WeftV1alpha1Client struct {
 	restClient rest.Interface
+}
+
+func (c *WeftV1alpha1Client) IPBlocks() IPBlockInterface {
+	return newIPBlocks(c)
+}
+
+func (c *WeftV1alpha1Client) SegmentMembers() SegmentMemberInterface {
+	return newSegmentMembers(c)
 }
 
 func (c *WeftV1alpha1Client) VTEPs() VTEPInterface {

@@ -2,4 +2,8 @@
 
 package v1alpha1
 
+type IPBlockExpansion interface{}
+
+type SegmentMemberExpansion interface{}
+
 type VTEPExpansion interface{}
