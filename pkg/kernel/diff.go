@@ -62,10 +62,11 @@ func Diff(want, have State, scope Keys) []Op {
 	}
 	lost := Keys{} // what these cover goes without a word
 	remac := map[string]bool{}
+	onPort := map[string]bool{} // links that join a bridge, whose FDB knows nothing of them yet
 	var ops []Op
 	add := func(k Key, w Object) {
 		h := have[k]
-		if lost.Covers(k) || k.Kind == KindNeigh && remac[k.Name] {
+		if lost.Covers(k) || k.Kind == KindNeigh && remac[k.Name] || k.Kind == KindStation && onPort[k.Name] {
 			h = nil
 		}
 		op, differs := compare(w, h)
@@ -75,6 +76,9 @@ func Diff(want, have State, scope Keys) []Op {
 		ops = append(ops, op)
 		if op.Verb == Recreate {
 			lost.Add(k)
+		}
+		if p, ok := want[k].(VXLAN); ok && joins(op, p) {
+			onPort[k.Name] = true
 		}
 		// A new MAC flushes the link's neighbours (NETDEV_CHANGEADDR).
 		remac[k.Name] = remac[k.Name] || changesMAC(op)
@@ -105,10 +109,21 @@ func compare(want, have Object) (Op, bool) {
 	case have == want:
 		return Op{}, false
 	}
+	if p, ok := want.(WireGuardPeer); ok && p.meets(have) {
+		return Op{}, false
+	}
 	verb := Replace
 	switch w := want.(type) {
 	case VXLAN:
 		if w.Incompatible(have) != "" {
+			verb = Recreate
+		}
+	case WireGuard:
+		if w.Incompatible(have) != "" {
+			verb = Recreate
+		}
+	case Bridge:
+		if _, same := have.(Bridge); !same {
 			verb = Recreate
 		}
 	case Rules: // in one transaction, so no packet sees it half done
@@ -120,7 +135,17 @@ func compare(want, have Object) (Op, bool) {
 func changesMAC(op Op) bool {
 	want, ok := op.Want.(VXLAN)
 	have, ok2 := op.Have.(VXLAN)
+	if b, isBridge := op.Want.(Bridge); isBridge {
+		h, is := op.Have.(Bridge)
+		return is && b.MAC != h.MAC
+	}
 	return ok && ok2 && want.MAC != have.MAC
+}
+
+// joins reports whether a device becomes a port of its bridge by op.
+func joins(op Op, want VXLAN) bool {
+	have, ok := op.Have.(VXLAN)
+	return want.Bridge != "" && (!ok || have.Bridge != want.Bridge)
 }
 
 // inOrder sorts what is made before what is deleted: kinds in creation order

@@ -169,7 +169,7 @@ func TestKinds(t *testing.T) {
 	for _, k := range Kinds() {
 		names += k.String() + " "
 	}
-	if names != "sysctl rules element link addr fdb neigh route " {
+	if names != "sysctl rules element link port addr fdb station neigh peer route policyrule " {
 		t.Error(names)
 	}
 }

@@ -38,7 +38,7 @@ func (m *MAC) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// VXLAN is a VXLAN device (RFC 7348), up, with learning off and without a
+// VXLAN is a VXLAN device (RFC 7348), up. But for one with a Group it has no
 // lower device: the routing table picks the way out, so the device survives
 // the removal of a NIC.
 type VXLAN struct {
@@ -48,6 +48,21 @@ type VXLAN struct {
 	Local netip.Addr // outer source address; its family is the tunnel's
 	MAC   MAC
 	MTU   int // bytes, of the inner packet
+	// Group is a multicast group that frames to many go to, by the link Via;
+	// invalid for none.
+	Group netip.Addr
+	Via   string
+	// Bridge is the bridge that the device is a port of, empty for none. As a
+	// port it answers ARP and ND for neighbours that the bridge knows (bridge(8):
+	// neigh_suppress on), and multicast frames go to it always.
+	Bridge string
+	// Learning has the device learn which VTEP a station is behind, and the
+	// bridge that it is behind the device.
+	Learning bool
+	// Moving lets gratuitous ARP and unsolicited neighbour advertisements into
+	// the tunnel, by which others hear that an address has moved; nothing is
+	// answered for neighbours then (neigh_suppress off).
+	Moving bool
 	// Detail is what was read and differs from this form but can be put right
 	// in place ("down"); empty on what is wanted.
 	Detail string
@@ -57,8 +72,21 @@ type VXLAN struct {
 func (v VXLAN) Key() Key { return Key{Kind: KindLink, Name: v.Name} }
 
 func (v VXLAN) String() string {
-	return fmt.Sprintf("link %s type vxlan id %d local %s dstport %d nolearning address %s mtu %d up%s",
-		v.Name, v.VNI, v.Local, v.Port, v.MAC, v.MTU, detail(v.Detail))
+	master, learning, group := "", "nolearning", ""
+	if v.Learning {
+		learning = "learning"
+	}
+	if v.Group.IsValid() {
+		group = fmt.Sprintf(" group %s dev %s", v.Group, v.Via)
+	}
+	if v.Bridge != "" {
+		master = " master " + v.Bridge + " neigh_suppress on"
+	}
+	if v.Moving {
+		master = " master " + v.Bridge + " neigh_suppress off"
+	}
+	return fmt.Sprintf("link %s type vxlan id %d local %s%s dstport %d %s address %s mtu %d%s up%s",
+		v.Name, v.VNI, v.Local, group, v.Port, learning, v.MAC, v.MTU, master, detail(v.Detail))
 }
 
 // Incompatible says why the device have can't be changed into v and has to be
@@ -74,6 +102,10 @@ func (v VXLAN) Incompatible(have Object) string {
 		return fmt.Sprintf("UDP port %d, not %d", h.Port, v.Port)
 	case !h.Local.IsValid() || h.Local.Is4() != v.Local.Is4():
 		return fmt.Sprintf("outer address %s, not of the family of %s", h.Local, v.Local)
+	case h.Group != v.Group || h.Via != v.Via:
+		return fmt.Sprintf("group %q by %q, not %q by %q", h.Group, h.Via, v.Group, v.Via)
+	case v.Group.IsValid() && h.Local != v.Local: // the kernel takes no change of it here
+		return fmt.Sprintf("outer address %s, not %s", h.Local, v.Local)
 	}
 	return ""
 }
@@ -148,9 +180,21 @@ func (n Neigh) String() string {
 // tables.
 const RouteProtocol = 87
 
-// Route is a route of the main table, protocol RouteProtocol.
+// RouteTable is the one table beside the main one that has routes of ours.
+const RouteTable = 87
+
+// Gateways is the beginning of the numbers of segments' gateways, 24 bits: each
+// has such a number for its routing table and for the mark of its packets. Marks
+// of others mostly are smaller, or a bit or two.
+const Gateways = 87 << 24
+
+// OfGateway reports whether a table or a mark is that of a segment's gateway.
+func OfGateway(number uint32) bool { return number>>24 == Gateways>>24 }
+
+// Route is a route of protocol RouteProtocol.
 type Route struct {
 	Link   string
+	Table  uint32 // 0: the main table
 	Dst    netip.Prefix
 	Via    netip.Addr // next hop, onlink; invalid for a route with link scope
 	Src    netip.Addr // preferred source; may be invalid
@@ -160,7 +204,7 @@ type Route struct {
 
 // Key implements Object.
 func (r Route) Key() Key {
-	return Key{Kind: KindRoute, Name: r.Link, Dst: r.Dst, Metric: r.Metric}
+	return Key{Kind: KindRoute, Name: r.Link, Dst: r.Dst, Metric: r.Metric, FIB: r.Table}
 }
 
 func (r Route) String() string {
@@ -177,8 +221,51 @@ func (r Route) String() string {
 	if r.Metric != 0 {
 		fmt.Fprintf(&b, " metric %d", r.Metric)
 	}
-	b.WriteString(detail(r.Detail))
+	b.WriteString(inTable(r.Table) + detail(r.Detail))
 	return b.String()
+}
+
+func inTable(number uint32) string {
+	if number == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" table %d", number)
+}
+
+// Unreachable is a route of type unreachable: packets there are refused with
+// an ICMP error. It is on no link, and takes the place of a Route to the same
+// destination, as that takes its.
+type Unreachable struct {
+	Dst   netip.Prefix
+	Table uint32 // 0: the main table
+}
+
+// Key implements Object.
+func (u Unreachable) Key() Key { return Key{Kind: KindRoute, Dst: u.Dst, FIB: u.Table} }
+
+func (u Unreachable) String() string {
+	return fmt.Sprintf("route unreachable %s proto weft%s", u.Dst, inTable(u.Table))
+}
+
+// Rule is a rule of the routing policy database, protocol RouteProtocol: what
+// comes from a range looks its route up in a table first.
+type Rule struct {
+	Priority uint32
+	From     netip.Prefix
+	Mark     uint32 // of the packets that it is for, whole; 0: any
+	Table    uint32
+	Detail   string // selectors and actions that we never use, as read
+}
+
+// Key implements Object.
+func (r Rule) Key() Key { return Key{Kind: KindRule, Dst: r.From, Metric: r.Priority, FIB: r.Mark} }
+
+func (r Rule) String() string {
+	mark := ""
+	if r.Mark != 0 {
+		mark = fmt.Sprintf(" fwmark %#x", r.Mark)
+	}
+	return fmt.Sprintf("rule %d: from %s%s lookup %d proto weft%s", r.Priority, r.From, mark, r.Table, detail(r.Detail))
 }
 
 // Sysctl is a kernel setting, by its path below /proc/sys with slashes

@@ -28,14 +28,18 @@ const (
 	KindRules        // a whole nftables table: chains and rules
 	KindElement      // an element of one of that table's sets
 	KindLink
+	KindPort // of a bridge
 	KindAddr
 	KindFDB
+	KindStation // in a bridge's FDB
 	KindNeigh
+	KindPeer // of a WireGuard device
 	KindRoute
+	KindRule // of the routing policy database
 	kinds
 )
 
-var kindNames = [kinds]string{"sysctl", "rules", "element", "link", "addr", "fdb", "neigh", "route"}
+var kindNames = [kinds]string{"sysctl", "rules", "element", "link", "port", "addr", "fdb", "station", "neigh", "peer", "route", "policyrule"}
 
 // String gives the kind's name as logs and metrics show it.
 func (k Kind) String() string {
@@ -59,24 +63,45 @@ func Kinds() []Kind {
 type Key struct {
 	Kind Kind
 	// Name is a link's name, a sysctl's or a table's; for objects on a link
-	// that link's name, for an element its table's and set's.
+	// that link's name, for an element its table's and set's, for a WireGuard
+	// peer its link's and its public key; empty for routes without a link.
 	Name string
-	// Dst is an address (as a full-length prefix), a route's destination or a
-	// set element; zero for the other kinds.
+	// Dst is an address (as a full-length prefix), a route's destination, a
+	// rule's source, a set element or a VTEP that is flooded to; zero for the
+	// other kinds.
 	Dst netip.Prefix
 	// MAC is an FDB entry's address.
 	MAC MAC
-	// Metric is a route's; 0 stands for the family's default.
+	// Metric is a route's, 0 for the family's default, or a rule's priority.
 	Metric uint32
+	// FIB is a route's table, 0 for the main table, or a rule's mark.
+	FIB uint32
 }
 
 // String names the object in the words of ip(8) and bridge(8).
 func (k Key) String() string {
 	switch k.Kind {
 	case KindFDB:
+		if k.Dst.IsValid() {
+			return fmt.Sprintf("fdb %s dev %s dst %s", k.MAC, k.Name, k.Dst.Addr())
+		}
 		return fmt.Sprintf("fdb %s dev %s", k.MAC, k.Name)
-	case KindAddr, KindRoute:
-		return fmt.Sprintf("%s %s dev %s", k.Kind, k.Dst, k.Name)
+	case KindStation:
+		return fmt.Sprintf("fdb %s dev %s master", k.MAC, k.Name)
+	case KindPort:
+		return "port " + k.Name
+	case KindAddr:
+		return fmt.Sprintf("addr %s dev %s", k.Dst, k.Name)
+	case KindRoute:
+		if k.Name == "" {
+			return fmt.Sprintf("route unreachable %s%s", k.Dst, inTable(k.FIB))
+		}
+		return fmt.Sprintf("route %s dev %s%s", k.Dst, k.Name, inTable(k.FIB))
+	case KindPeer:
+		link, key, _ := strings.Cut(k.Name, " ")
+		return fmt.Sprintf("peer %s dev %s", key, link)
+	case KindRule:
+		return fmt.Sprintf("rule %d: from %s fwmark %#x", k.Metric, k.Dst, k.FIB)
 	case KindNeigh:
 		return fmt.Sprintf("neigh %s dev %s", k.Dst.Addr(), k.Name)
 	case KindElement:
@@ -96,6 +121,7 @@ func (k Key) Compare(o Key) int {
 		cmp.Compare(k.Dst.Bits(), o.Dst.Bits()),
 		slices.Compare(k.MAC[:], o.MAC[:]),
 		cmp.Compare(k.Metric, o.Metric),
+		cmp.Compare(k.FIB, o.FIB),
 	)
 }
 
@@ -186,19 +212,42 @@ func (s Keys) Covers(k Key) bool {
 		return true
 	}
 	switch k.Kind {
-	case KindAddr, KindFDB, KindNeigh, KindRoute:
-		_, ok := s[Key{Kind: KindLink, Name: k.Name}]
+	case KindPort, KindAddr, KindFDB, KindStation, KindNeigh, KindPeer, KindRoute:
+		_, ok := s[Key{Kind: KindLink, Name: k.Link()}]
 		return ok
 	case KindElement:
 		_, ok := s[Key{Kind: KindRules, Name: k.Table()}]
 		return ok
-	case KindSysctl, KindRules, KindLink:
+	case KindSysctl, KindRules, KindLink, KindRule:
 	}
 	return false
 }
 
+// Link is the name of the link that an object is on, or that it is.
+func (k Key) Link() string {
+	if k.Kind == KindPeer {
+		link, _, _ := strings.Cut(k.Name, " ")
+		return link
+	}
+	return k.Name
+}
+
 // Table is the family and name of an element's table.
 func (k Key) Table() string { return k.Name[:max(strings.LastIndexByte(k.Name, ' '), 0)] }
+
+// Together reports whether the kernel tells of an object at k only together with
+// all others of its kind on the same device, in the same set or table. Of an
+// unreachable route by itself it tells no more than that one answers.
+func (k Key) Together() bool {
+	switch k.Kind {
+	case KindPeer, KindElement, KindRule:
+		return true
+	case KindRoute:
+		return k.FIB != 0 || k.Name == ""
+	case KindSysctl, KindRules, KindLink, KindPort, KindAddr, KindFDB, KindStation, KindNeigh:
+	}
+	return false
+}
 
 // holds reports whether the objects at other keys go when that at k goes.
 func (k Key) holds() bool { return k.Kind == KindLink || k.Kind == KindRules }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/rtmsg"
 )
 
 // OpError is an operation that the kernel refused.
@@ -44,7 +45,18 @@ func (h *Handle) Apply(ops []kernel.Op) []OpError {
 			a.flush()
 			delete(a.index, op.Key().Name)
 			a.note(op, h.applyLink(op))
-		case kernel.KindAddr, kernel.KindFDB, kernel.KindNeigh, kernel.KindRoute:
+		case kernel.KindPeer:
+			if len(a.peers) > 0 && a.peers[0].Key().Link() != op.Key().Link() {
+				a.flush()
+			}
+			a.peers = append(a.peers, op)
+		case kernel.KindRule:
+			a.flush()
+			a.note(op, h.applyRule(op))
+		case kernel.KindPort:
+			a.flush()
+			a.note(op, h.applyPort(op))
+		case kernel.KindAddr, kernel.KindFDB, kernel.KindStation, kernel.KindNeigh, kernel.KindRoute:
 			a.queue(op)
 		}
 	}
@@ -57,7 +69,8 @@ type applier struct {
 	*Handle
 	index   map[string]int // of links, by name
 	pending []kernel.Op
-	batch   []request
+	batch   []rtmsg.Request
+	peers   []kernel.Op // of one WireGuard device, after what is in batch
 	failed  []OpError
 }
 
@@ -68,7 +81,15 @@ func (a *applier) note(op kernel.Op, err error) {
 }
 
 func (a *applier) queue(op kernel.Op) {
+	if len(a.peers) > 0 {
+		a.flush()
+	}
 	name := op.Key().Name
+	if name == "" { // an unreachable route: on no link
+		u, _ := either(op).(kernel.Unreachable)
+		a.pending, a.batch = append(a.pending, op), append(a.batch, unreachableRequest(u, op.Verb == kernel.Delete))
+		return
+	}
 	index, known := a.index[name]
 	if !known {
 		l, err := a.link(name)
@@ -94,16 +115,28 @@ func (a *applier) queue(op kernel.Op) {
 		a.note(op, err)
 		return
 	}
+	if f, ok := object.(kernel.Flood); ok && f.VTEP.IsMulticast() {
+		l, err := a.link(name)
+		if err != nil {
+			a.note(op, err)
+			return
+		}
+		r.Body = rtmsg.AttrUint32(r.Body, unix.NDA_IFINDEX, uint32(l.vxlan.lower))
+	}
 	a.pending, a.batch = append(a.pending, op), append(a.batch, r)
 }
 
 func (a *applier) flush() {
-	for i, err := range a.conn.execute(a.batch) {
+	for i, err := range a.conn.Execute(a.batch) {
 		if err != nil && !(a.pending[i].Verb == kernel.Delete && isGone(err)) {
 			a.note(a.pending[i], err)
 		}
 	}
 	a.pending, a.batch = a.pending[:0], a.batch[:0]
+	if len(a.peers) > 0 {
+		a.failed = append(a.failed, applyPeers(a.peers[0].Key().Link(), a.peers)...)
+		a.peers = a.peers[:0]
+	}
 }
 
 // isGone reports whether a deletion failed because nothing was there.
@@ -120,7 +153,12 @@ func (h *Handle) applyLink(op kernel.Op) error {
 	name := op.Key().Name
 	if op.Verb == kernel.Delete || op.Verb == kernel.Recreate {
 		l, err := h.link(name)
-		if err == nil {
+		have, isWG := op.Have.(kernel.WireGuard)
+		switch {
+		case err != nil:
+		case op.Verb == kernel.Delete && isWG && have.Userspace:
+			err = h.rest(l)
+		default:
 			err = h.all(linkDelete(l.index))
 		}
 		if err != nil && !isGone(err) {
@@ -129,6 +167,12 @@ func (h *Handle) applyLink(op kernel.Op) error {
 		if op.Verb == kernel.Delete {
 			return nil
 		}
+	}
+	if want, ok := op.Want.(kernel.WireGuard); ok {
+		return h.applyWireGuard(op, want)
+	}
+	if want, ok := op.Want.(kernel.Bridge); ok {
+		return h.applyBridge(op, want)
 	}
 	want, ok := op.Want.(kernel.VXLAN)
 	if !ok {
@@ -152,13 +196,24 @@ func (h *Handle) applyLink(op kernel.Op) error {
 	if err := disableGRO(name); err != nil {
 		return err
 	}
+	if err := h.intoBridge(want, l.index); err != nil {
+		return fmt.Errorf("bridge: %w", err)
+	}
 	return h.up(l.index)
 }
 
 // createVXLAN makes a device. The kernel takes one for each VNI and port: where
 // ours is there under a name that somebody else gave it, it goes first.
 func (h *Handle) createVXLAN(want kernel.VXLAN) error {
-	exists := h.all(vxlanCreate(want))
+	via := 0
+	if want.Via != "" {
+		l, err := h.link(want.Via)
+		if err != nil {
+			return err
+		}
+		via = l.index
+	}
+	exists := h.all(vxlanCreate(want, via))
 	if !errors.Is(exists, unix.EEXIST) {
 		return exists
 	}
@@ -172,7 +227,7 @@ func (h *Handle) createVXLAN(want kernel.VXLAN) error {
 		case l.mac != want.MAC:
 			return fmt.Errorf("VNI %d on port %d is taken by link %s: %w", want.VNI, want.Port, l.name, exists)
 		default:
-			return h.all(linkDelete(l.index), vxlanCreate(want))
+			return h.all(linkDelete(l.index), vxlanCreate(want, via))
 		}
 	}
 	return exists
@@ -181,7 +236,7 @@ func (h *Handle) createVXLAN(want kernel.VXLAN) error {
 // up sets a link up, without an IPv6 link-local address where the kernel has
 // IPv6.
 func (h *Handle) up(index int) error {
-	errs := h.conn.execute(linkUp(index))
+	errs := h.conn.Execute(linkUp(index))
 	if errors.Is(errs[0], unix.EAFNOSUPPORT) || errors.Is(errs[0], unix.EOPNOTSUPP) {
 		errs[0] = nil
 	}
@@ -189,7 +244,9 @@ func (h *Handle) up(index int) error {
 }
 
 // all executes requests and gives their errors joined.
-func (h *Handle) all(requests ...request) error { return errors.Join(h.conn.execute(requests)...) }
+func (h *Handle) all(requests ...rtmsg.Request) error {
+	return errors.Join(h.conn.Execute(requests)...)
+}
 
 func (h *Handle) writeSysctl(op kernel.Op) error {
 	s, ok := op.Want.(kernel.Sysctl)

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/rtmsg"
 )
 
 // link is what Weft looks at in a network interface.
@@ -17,12 +18,19 @@ type link struct {
 	up                 bool
 	mac                kernel.MAC
 	vxlan              vxlanData
+	bridge             bridgeData
+	markedSources      bool // whether a source is valid is looked up with the packet's mark
+	isPort             bool // of a bridge
+	port               portData
 }
 
 type vxlanData struct {
 	vni     uint32
 	port    uint16
 	local   netip.Addr
+	group   netip.Addr // multicast
+	lower   int        // index of the lower device
+	learns  bool
 	foreign string // a setting that Weft never makes
 }
 
@@ -35,24 +43,35 @@ func decodeLink(b []byte) (link, bool) {
 		index: int(int32(binary.NativeEndian.Uint32(b[4:]))),
 		up:    binary.NativeEndian.Uint32(b[8:])&unix.IFF_UP != 0,
 	}
-	for typ, v := range attrs(b[unix.SizeofIfInfomsg:]) {
+	for typ, v := range rtmsg.Attrs(b[unix.SizeofIfInfomsg:]) {
 		switch typ {
 		case unix.IFLA_IFNAME:
-			l.name = cString(v)
+			l.name = rtmsg.String(v)
 		case unix.IFLA_MTU:
 			l.mtu = int(u32(v))
 		case unix.IFLA_MASTER:
 			l.master = int(u32(v))
 		case unix.IFLA_ADDRESS:
 			copy(l.mac[:], v)
+		case unix.IFLA_AF_SPEC:
+			l.markedSources = srcValidMark(v)
 		case unix.IFLA_LINKINFO:
-			for typ, v := range attrs(v) {
+			for typ, v := range rtmsg.Attrs(v) {
 				switch typ {
 				case unix.IFLA_INFO_KIND:
-					l.kind = cString(v)
+					l.kind = rtmsg.String(v)
 				case unix.IFLA_INFO_DATA:
-					if l.kind == "vxlan" {
+					switch l.kind {
+					case "vxlan":
 						l.vxlan = decodeVXLAN(v)
+					case "bridge":
+						l.bridge = decodeBridge(v)
+					}
+				case unix.IFLA_INFO_SLAVE_KIND:
+					l.isPort = rtmsg.String(v) == "bridge"
+				case unix.IFLA_INFO_SLAVE_DATA:
+					if l.isPort {
+						l.port = decodePort(v)
 					}
 				}
 			}
@@ -63,12 +82,12 @@ func decodeLink(b []byte) (link, bool) {
 
 func decodeVXLAN(b []byte) vxlanData {
 	var d vxlanData
-	for typ, v := range attrs(b) {
+	for typ, v := range rtmsg.Attrs(b) {
 		switch typ {
 		case unix.IFLA_VXLAN_ID:
 			d.vni = u32(v)
 		case unix.IFLA_VXLAN_LOCAL, unix.IFLA_VXLAN_LOCAL6:
-			if a := addrOf(v); !a.IsUnspecified() {
+			if a := rtmsg.AddrOf(v); !a.IsUnspecified() {
 				d.local = a
 			}
 		case unix.IFLA_VXLAN_PORT:
@@ -76,15 +95,16 @@ func decodeVXLAN(b []byte) vxlanData {
 				d.port = binary.BigEndian.Uint16(v)
 			}
 		case unix.IFLA_VXLAN_LINK:
-			if u32(v) != 0 {
-				d.foreign = "with a lower device"
-			}
+			d.lower = int(u32(v))
 		case unix.IFLA_VXLAN_GROUP, unix.IFLA_VXLAN_GROUP6:
-			if a := addrOf(v); !a.IsUnspecified() {
+			switch a := rtmsg.AddrOf(v); {
+			case a.IsMulticast():
+				d.group = a
+			case !a.IsUnspecified():
 				d.foreign = "with remote " + a.String()
 			}
 		case unix.IFLA_VXLAN_LEARNING:
-			d.flag(v, "learning")
+			d.learns = len(v) > 0 && v[0] != 0
 		case unix.IFLA_VXLAN_PROXY:
 			d.flag(v, "proxy")
 		case unix.IFLA_VXLAN_RSC:
@@ -103,6 +123,9 @@ func decodeVXLAN(b []byte) vxlanData {
 			}
 		}
 	}
+	if d.lower != 0 && !d.group.IsValid() {
+		d.foreign = "with a lower device"
+	}
 	return d
 }
 
@@ -112,20 +135,37 @@ func (d *vxlanData) flag(v []byte, name string) {
 	}
 }
 
-// object is the link as a kernel.Object.
-func (l link) object() kernel.Object {
+// object is the link as a kernel.Object; nameOf names the link that it is a
+// port of.
+func (l link) object(nameOf func(index int) string) kernel.Object {
 	switch {
+	case l.kind == "bridge":
+		return l.bridgeObject()
 	case l.kind != "vxlan":
 		return kernel.ForeignLink{Name: l.name, Detail: fmt.Sprintf("type %q", l.kind)}
 	case l.vxlan.foreign != "":
 		return kernel.ForeignLink{Name: l.name, Detail: "type vxlan, " + l.vxlan.foreign}
 	}
-	v := kernel.VXLAN{Name: l.name, VNI: l.vxlan.vni, Port: l.vxlan.port, Local: l.vxlan.local, MAC: l.mac, MTU: l.mtu}
+	v := kernel.VXLAN{
+		Name: l.name, VNI: l.vxlan.vni, Port: l.vxlan.port, Local: l.vxlan.local, MAC: l.mac, MTU: l.mtu,
+		Learning: l.vxlan.learns, Group: l.vxlan.group,
+	}
+	if l.vxlan.lower != 0 {
+		v.Via = nameOf(l.vxlan.lower)
+	}
+	if l.master != 0 {
+		v.Bridge = nameOf(l.master)
+		v.Moving = l.isPort && !l.port.suppress
+	}
 	switch {
 	case !l.up:
 		v.Detail = "down"
-	case l.master != 0:
-		v.Detail = fmt.Sprintf("enslaved to link %d", l.master)
+	case l.master != 0 && !l.isPort:
+		v.Detail = "not of a bridge"
+	case l.isPort && l.port.learning != v.Learning:
+		v.Detail = "the port's learning"
+	case l.isPort && l.port.noRouter:
+		v.Detail = "mcast_router"
 	default:
 		if on, err := gro(l.name); err == nil && on {
 			v.Detail = "gro"
@@ -141,10 +181,10 @@ func decodeAddr(b []byte, linkName string) (kernel.Addr, int, bool) {
 	}
 	bits, index := int(b[1]), int(binary.NativeEndian.Uint32(b[4:]))
 	var ip netip.Addr
-	for typ, v := range attrs(b[unix.SizeofIfAddrmsg:]) {
+	for typ, v := range rtmsg.Attrs(b[unix.SizeofIfAddrmsg:]) {
 		// IPv4 has both where the peer's address differs; the local is ours.
 		if typ == unix.IFA_LOCAL || (typ == unix.IFA_ADDRESS && !ip.IsValid()) {
-			ip = addrOf(v)
+			ip = rtmsg.AddrOf(v)
 		}
 	}
 	return kernel.Addr{Link: linkName, Prefix: netip.PrefixFrom(ip, bits)}, index, ip.IsValid()
@@ -163,10 +203,10 @@ func decodeNeigh(b []byte, linkName string) (o kernel.Object, index int) {
 	var mac kernel.MAC
 	var port uint16
 	extra := ""
-	for typ, v := range attrs(b[unix.SizeofNdMsg:]) {
+	for typ, v := range rtmsg.Attrs(b[unix.SizeofNdMsg:]) {
 		switch typ {
 		case unix.NDA_DST:
-			dst = addrOf(v)
+			dst = rtmsg.AddrOf(v)
 		case unix.NDA_LLADDR:
 			copy(mac[:], v)
 		case unix.NDA_PORT:
@@ -179,10 +219,23 @@ func decodeNeigh(b []byte, linkName string) (o kernel.Object, index int) {
 	}
 	if b[0] == unix.AF_BRIDGE {
 		if flags&unix.NTF_SELF == 0 {
-			return nil, index // of the bridge that the link is enslaved to
+			if state&unix.NUD_PERMANENT != 0 {
+				return nil, index // the bridge's own, or the port's
+			}
+			station := kernel.Station{Link: linkName, MAC: mac}
+			if state&unix.NUD_NOARP == 0 {
+				station.Detail = neighState(state)
+			}
+			return station, index
+		}
+		if !dst.IsValid() {
+			return nil, index // of a bridge's port that tells its own address
 		}
 		if state&unix.NUD_PERMANENT == 0 {
 			extra = neighState(state)
+		}
+		if mac == (kernel.MAC{}) && (extra == "" || dst.IsMulticast()) {
+			return kernel.Flood{Link: linkName, VTEP: dst, Port: port}, index
 		}
 		return kernel.FDB{Link: linkName, MAC: mac, VTEP: dst, Port: port, Detail: extra}, index
 	}
@@ -208,25 +261,44 @@ func neighState(state uint16) string {
 	return fmt.Sprintf("state %#x", state)
 }
 
-// decodeRoute reads an RTM_NEWROUTE or RTM_DELROUTE message of the main
-// table; the name of its link is for the caller to fill in.
-func decodeRoute(b []byte) (r kernel.Route, index int, ok bool) {
-	if len(b) < unix.SizeofRtMsg {
-		return kernel.Route{}, 0, false
+// decodeRoute reads an RTM_NEWROUTE or RTM_DELROUTE message of one of our
+// tables: a kernel.Route on the link that nameOf knows the index of, or a
+// kernel.Unreachable; nil for none of concern.
+func decodeRoute(b []byte, nameOf func(r kernel.Route, index int) (string, bool)) kernel.Object {
+	r, index, typ, ok := decodeRtmsg(b)
+	switch {
+	case !ok:
+		return nil
+	case typ == unix.RTN_UNREACHABLE && r.Detail == "":
+		return kernel.Unreachable{Dst: r.Dst, Table: r.Table}
+	case typ != unix.RTN_UNICAST && r.Detail == "":
+		r.Detail = fmt.Sprintf("type %d", typ)
 	}
-	bits, table, proto, typ := int(b[1]), uint32(b[4]), b[5], b[7]
+	if r.Link, ok = nameOf(r, index); !ok {
+		return nil
+	}
+	return r
+}
+
+// decodeRtmsg reads a route; the name of its link is for the caller to fill in.
+func decodeRtmsg(b []byte) (r kernel.Route, index int, typ uint8, ok bool) {
+	if len(b) < unix.SizeofRtMsg {
+		return kernel.Route{}, 0, 0, false
+	}
+	bits, table, proto := int(b[1]), uint32(b[4]), b[5]
+	typ = b[7]
 	dst := netip.IPv4Unspecified()
 	if b[0] == unix.AF_INET6 {
 		dst = netip.IPv6Unspecified()
 	}
-	for t, v := range attrs(b[unix.SizeofRtMsg:]) {
+	for t, v := range rtmsg.Attrs(b[unix.SizeofRtMsg:]) {
 		switch t {
 		case unix.RTA_DST:
-			dst = addrOf(v)
+			dst = rtmsg.AddrOf(v)
 		case unix.RTA_GATEWAY:
-			r.Via = addrOf(v)
+			r.Via = rtmsg.AddrOf(v)
 		case unix.RTA_PREFSRC:
-			r.Src = addrOf(v)
+			r.Src = rtmsg.AddrOf(v)
 		case unix.RTA_OIF:
 			index = int(u32(v))
 		case unix.RTA_TABLE:
@@ -240,16 +312,20 @@ func decodeRoute(b []byte) (r kernel.Route, index int, ok bool) {
 	if b[0] == unix.AF_INET6 && r.Metric == 1024 { // IP6_RT_PRIO_USER: the default
 		r.Metric = 0
 	}
-	switch {
-	case proto != kernel.RouteProtocol:
+	if proto != kernel.RouteProtocol {
 		r.Detail = fmt.Sprintf("proto %d", proto)
-	case typ != unix.RTN_UNICAST:
-		r.Detail = fmt.Sprintf("type %d", typ)
 	}
 	r.Dst = netip.PrefixFrom(dst, bits)
 	ours := b[0] == unix.AF_INET || b[0] == unix.AF_INET6
+	switch {
+	case table == unix.RT_TABLE_MAIN:
+	case table == kernel.RouteTable, kernel.OfGateway(table):
+		r.Table = table
+	default:
+		ours = false
+	}
 	// What the kernel makes for an address goes with the address.
-	return r, index, ours && table == unix.RT_TABLE_MAIN && proto != unix.RTPROT_KERNEL
+	return r, index, typ, ours && proto != unix.RTPROT_KERNEL
 }
 
 func u32(v []byte) uint32 {

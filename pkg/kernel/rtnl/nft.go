@@ -1,9 +1,7 @@
 package rtnl
 
 import (
-	"bytes"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -18,24 +16,33 @@ import (
 // leaves answers behind that the next must not take for its own.
 func nft() (*nftables.Conn, error) {
 	return nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		return c.SetReadDeadline(deadline())
 	}))
 }
+
+// nftPatience is how long the kernel may take to answer: a first transaction
+// loads its modules.
+const nftPatience = 30 * time.Second
+
+func deadline() time.Time { return time.Now().Add(nftPatience) }
 
 // hooks, by nft's words.
 var hooks = map[string]struct {
 	typ  nftables.ChainType
 	hook *nftables.ChainHook
 }{
-	"type filter hook prerouting": {nftables.ChainTypeFilter, nftables.ChainHookPrerouting},
-	"type nat hook postrouting":   {nftables.ChainTypeNAT, nftables.ChainHookPostrouting},
+	"type filter hook prerouting":  {nftables.ChainTypeFilter, nftables.ChainHookPrerouting},
+	"type filter hook input":       {nftables.ChainTypeFilter, nftables.ChainHookInput},
+	"type filter hook output":      {nftables.ChainTypeFilter, nftables.ChainHookOutput},
+	"type filter hook forward":     {nftables.ChainTypeFilter, nftables.ChainHookForward},
+	"type filter hook postrouting": {nftables.ChainTypeFilter, nftables.ChainHookPostrouting},
+	"type nat hook postrouting":    {nftables.ChainTypeNAT, nftables.ChainHookPostrouting},
 }
-
-var setTypes = map[string]nftables.SetDatatype{"ipv4_addr": nftables.TypeIPAddr, "ipv6_addr": nftables.TypeIP6Addr}
 
 // families of tables, by nft's words.
 var families = map[string]nftables.TableFamily{
 	"inet": nftables.TableFamilyINet, "ip": nftables.TableFamilyIPv4, "ip6": nftables.TableFamilyIPv6,
+	"bridge": nftables.TableFamilyBridge,
 }
 
 // tableOf reads a family and a name.
@@ -70,7 +77,7 @@ func (h *Handle) readTable(s kernel.State, name string) error {
 
 // printTable gives the table in the form of kernel.Rules, nil when it doesn't
 // exist, and the elements of its sets.
-func printTable(c *nftables.Conn, name string) (*string, []kernel.Element, error) {
+func printTable(c *nftables.Conn, name string) (*string, []kernel.Object, error) {
 	wanted, err := tableOf(name)
 	if err != nil {
 		return nil, nil, err
@@ -85,7 +92,7 @@ func printTable(c *nftables.Conn, name string) (*string, []kernel.Element, error
 	}
 	table := tables[i]
 	var b strings.Builder
-	var all []kernel.Element
+	var all []kernel.Object
 	sets, err := c.GetSets(table)
 	if err != nil {
 		return nil, nil, err
@@ -96,6 +103,14 @@ func printTable(c *nftables.Conn, name string) (*string, []kernel.Element, error
 		if e != nil {
 			return nil, nil, e
 		}
+		if ofLinks(set) {
+			for _, e := range raw {
+				if o, ok := source(name, set.Name, e); ok {
+					all = append(all, o)
+				}
+			}
+			continue
+		}
 		elements, foreign := prefixes(raw)
 		if foreign != "" {
 			fmt.Fprintf(&b, "# %s holds %s\n", set.Name, foreign)
@@ -104,37 +119,34 @@ func printTable(c *nftables.Conn, name string) (*string, []kernel.Element, error
 			all = append(all, kernel.Element{Table: name, Set: set.Name, Prefix: p})
 		}
 	}
+	if err = printChains(&b, c, table); err != nil {
+		return nil, nil, err
+	}
+	text := b.String()
+	return &text, all, nil
+}
+
+// printChains prints a table's chains with their rules.
+func printChains(b *strings.Builder, c *nftables.Conn, table *nftables.Table) error {
 	chains, err := c.ListChainsOfTableFamily(table.Family)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	for _, chain := range chains {
 		if chain.Table.Name != table.Name {
 			continue
 		}
 		b.WriteString(printChain(chain))
-		rules, err := c.GetRules(table, chain)
+		rules, err := readRules(chain)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
-		for _, r := range rules {
-			fmt.Fprintf(&b, "\t%s\n", printRule(r.Exprs))
+		for _, exprs := range rules {
+			fmt.Fprintf(b, "\t%s\n", printRule(exprs))
 		}
 		b.WriteString("}\n")
 	}
-	text := b.String()
-	return &text, all, nil
-}
-
-func printSet(set *nftables.Set) string {
-	flags := ""
-	if set.Interval {
-		flags = " flags interval;"
-	}
-	if set.Anonymous || set.IsMap || set.HasTimeout || set.Dynamic {
-		flags += " # not ours"
-	}
-	return fmt.Sprintf("set %s { type %s;%s }\n", set.Name, set.KeyType.Name, flags)
+	return nil
 }
 
 func printChain(chain *nftables.Chain) string {
@@ -151,31 +163,62 @@ func printChain(chain *nftables.Chain) string {
 }
 
 // applyTable carries out all operations on tables and elements in one
-// transaction: all of them, or none.
-func (h *Handle) applyTable(ops []kernel.Op) []OpError {
+// transaction: all of them, or none. Tables that the library can't send have
+// transactions of their own.
+func (h *Handle) applyTable(all []kernel.Op) []OpError {
 	err := func() error {
+		ops := slices.DeleteFunc(slices.Clone(all), sendsItself)
 		c, err := nft()
 		if err != nil {
 			return err
 		}
-		for _, op := range ops {
-			if err := addTableOp(c, op); err != nil {
+		for len(ops) > 0 {
+			n := sameSet(ops)
+			if err := addTableOps(c, ops[:n]); err != nil {
 				return err
 			}
+			ops = ops[n:]
 		}
 		return c.Flush()
 	}()
-	if err == nil {
-		return nil
-	}
 	var failed []OpError
-	for _, op := range ops {
-		failed = append(failed, OpError{Op: op, Err: err})
+	for _, op := range all {
+		if sendsItself(op) {
+			if alone := sendTable(op.Want); alone != nil {
+				failed = append(failed, OpError{Op: op, Err: alone})
+			}
+		} else if err != nil {
+			failed = append(failed, OpError{Op: op, Err: err})
+		}
 	}
 	return failed
 }
 
-func addTableOp(c *nftables.Conn, op kernel.Op) error {
+// elementsPerMessage keeps a message's list of elements below 64 KiB, which is
+// all that an attribute can hold. One message an element would fill the
+// socket's buffer with acknowledgements.
+const elementsPerMessage = 400
+
+// sameSet is how many operations, from the first on, one message can do.
+func sameSet(ops []kernel.Op) int {
+	first := ops[0]
+	n := 1
+	for n < min(len(ops), elementsPerMessage) && first.Key().Kind == kernel.KindElement && ops[n].Key().Kind == kernel.KindElement &&
+		setOf(ops[n]) == setOf(first) && (ops[n].Verb == kernel.Delete) == (first.Verb == kernel.Delete) {
+		n++
+	}
+	return n
+}
+
+// setOf names an element's table and set.
+func setOf(op kernel.Op) string {
+	name, _, _ := strings.Cut(op.Key().Name, "@")
+	return name
+}
+
+// addTableOps adds an operation on a table, or several on one of its sets.
+func addTableOps(c *nftables.Conn, ops []kernel.Op) error {
+	op := ops[0]
 	switch o := either(op).(type) {
 	case kernel.Rules:
 		table, err := tableOf(o.Table)
@@ -197,10 +240,32 @@ func addTableOp(c *nftables.Conn, op kernel.Op) error {
 			return err
 		}
 		set := &nftables.Set{Table: table, Name: o.Set, Interval: true}
-		if op.Verb == kernel.Delete {
-			return c.SetDeleteElements(set, interval(o.Prefix))
+		var elements []nftables.SetElement
+		for _, op := range ops {
+			if e, ok := either(op).(kernel.Element); ok {
+				elements = append(elements, interval(e.Prefix)...)
+			}
 		}
-		return c.SetAddElements(set, interval(o.Prefix))
+		if op.Verb == kernel.Delete {
+			return c.SetDeleteElements(set, elements)
+		}
+		return c.SetAddElements(set, elements)
+	case kernel.Source:
+		table, err := tableOf(o.Table)
+		if err != nil {
+			return err
+		}
+		set := &nftables.Set{Table: table, Name: o.Set}
+		var elements []nftables.SetElement
+		for _, op := range ops {
+			if e, ok := either(op).(kernel.Source); ok {
+				elements = append(elements, sourceElement(e))
+			}
+		}
+		if op.Verb == kernel.Delete {
+			return c.SetDeleteElements(set, elements)
+		}
+		return c.SetAddElements(set, elements)
 	default:
 		return fmt.Errorf("%T is not part of a table", o)
 	}
@@ -229,12 +294,12 @@ func compileTable(c *nftables.Conn, table *nftables.Table, text string) error {
 				return err
 			}
 			c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
-		case words[0] == "set" && len(words) == 8:
-			typ, known := setTypes[strings.Trim(words[4], ";")]
-			if !known {
-				return fmt.Errorf("nft: unknown set type in %q", line)
+		case words[0] == "set":
+			set, err := compileSet(table, line)
+			if err != nil {
+				return err
 			}
-			if err := c.AddSet(&nftables.Set{Table: table, Name: words[1], KeyType: typ, Interval: true}, nil); err != nil {
+			if err := c.AddSet(set, nil); err != nil {
 				return err
 			}
 		case words[0] == "chain":
@@ -263,74 +328,4 @@ func compileChain(table *nftables.Table, line string) (*nftables.Chain, error) {
 		}
 	}
 	return nil, fmt.Errorf("nft: unknown chain %q", line)
-}
-
-// interval is a prefix as elements of an interval set: its first address, and
-// the first behind it unless the address space ends there.
-func interval(p netip.Prefix) []nftables.SetElement {
-	elements := []nftables.SetElement{{Key: p.Masked().Addr().AsSlice()}}
-	if behind := lastAddr(p).Next(); behind.IsValid() {
-		elements = append(elements, nftables.SetElement{Key: behind.AsSlice(), IntervalEnd: true})
-	}
-	return elements
-}
-
-// prefixes pairs the elements of an interval set. Intervals that are no
-// prefix are told as text.
-func prefixes(elements []nftables.SetElement) (all []netip.Prefix, foreign string) {
-	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
-		if c := bytes.Compare(a.Key, b.Key); c != 0 {
-			return c
-		}
-		if a.IntervalEnd { // one interval ends where the next begins
-			return -1
-		}
-		return 1
-	})
-	for i, e := range elements {
-		if e.IntervalEnd {
-			continue
-		}
-		first := addrOf(e.Key)
-		var end netip.Addr // the first address behind, if any
-		if i+1 < len(elements) && elements[i+1].IntervalEnd {
-			end = addrOf(elements[i+1].Key)
-		}
-		if p, ok := prefixOf(first, end); ok {
-			all = append(all, p)
-		} else {
-			foreign = fmt.Sprintf("%s-%s", first, end)
-		}
-	}
-	return all, foreign
-}
-
-// prefixOf is the prefix that begins at first and ends before end.
-func prefixOf(first, end netip.Addr) (netip.Prefix, bool) {
-	for bits := 0; bits <= first.BitLen(); bits++ {
-		p := netip.PrefixFrom(first, bits)
-		if p.Masked().Addr() == first && lastAddr(p).Next() == end {
-			return p, true
-		}
-	}
-	return netip.Prefix{}, false
-}
-
-// lastAddr is the highest address of a prefix.
-func lastAddr(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	return addrOf(b)
-}
-
-// readElement reads one element of a set.
-func (h *Handle) readElement(s kernel.State, k kernel.Key) error {
-	part := kernel.State{}
-	if err := h.readTable(part, k.Table()); err != nil {
-		return err
-	}
-	s.Merge(part.Only(kernel.Keys{k: {}}))
-	return nil
 }

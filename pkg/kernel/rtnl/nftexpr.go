@@ -31,6 +31,12 @@ func compileRule(text string) ([]expr.Any, error) {
 // compileStatement reads the statement that words begins with and gives the
 // number of words it took, 0 for none that is known.
 func compileStatement(words []string) ([]expr.Any, int) {
+	if exprs, n := compileFrame(words); n > 0 {
+		return exprs, n
+	}
+	if exprs, n := compileMark(words); n > 0 {
+		return exprs, n
+	}
 	switch words[0] {
 	case "counter":
 		return []expr.Any{&expr.Counter{}}, 1
@@ -126,7 +132,15 @@ func printRule(exprs []expr.Any) string {
 }
 
 func printStatement(exprs []expr.Any) (text string, n int) {
+	if text, n = printFrame(exprs); n > 0 {
+		return text, n
+	}
+	if text, n = printMark(exprs); n > 0 {
+		return text, n
+	}
 	switch e := exprs[0].(type) {
+	case foreign:
+		return fmt.Sprintf("[unknown %s]", e.name), 1
 	case *expr.Counter:
 		return "counter", 1
 	case *expr.Verdict:

@@ -3,6 +3,7 @@ package rtnl
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,12 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/rtmsg"
 )
 
 // Read gives all that is ours: the named links with every address,
 // neighbour, FDB entry and route on them, whoever made it; the routes of our
 // protocol on any link but pods' own; the table; and the named sysctls.
-// errors.Is ErrInterrupted when the kernel changed too fast to be read.
+// errors.Is rtmsg.ErrInterrupted when the kernel changed too fast to be read.
 func (h *Handle) Read(names Names) (kernel.State, error) {
 	s := kernel.State{}
 	if err := h.readSysctls(s, names.Sysctls); err != nil {
@@ -32,28 +34,41 @@ func (h *Handle) Read(names Names) (kernel.State, error) {
 		return nil, err
 	}
 	for _, l := range all {
-		for _, name := range names.Links {
-			if l.name != name {
-				continue
-			}
-			s.Put(l.object())
-			if err = h.readOn(s, l); err != nil {
-				return nil, err
-			}
+		if !names.hasLink(l.name) {
+			continue
+		}
+		if err = h.readLink(s, l); err != nil {
+			return nil, err
 		}
 	}
-	err = h.readRoutes(s, rtmsgFilter{proto: kernel.RouteProtocol}, func(index int) (string, bool) {
+	if err = h.readRules(s); err != nil {
+		return nil, err
+	}
+	err = h.readRoutes(s, rtmsgFilter{proto: kernel.RouteProtocol}, func(_ kernel.Route, index int) (string, bool) {
 		name := all[index].name
 		return name, name != "" && !isPodLink(name)
 	})
+	maps.DeleteFunc(s, func(k kernel.Key, _ kernel.Object) bool { return !names.hasFIB(k) })
 	return s, err
+}
+
+// readLink reads a link with all that is on it.
+func (h *Handle) readLink(s kernel.State, l link) error {
+	if isWireGuard(l) {
+		if err := h.readWireGuard(s, l); err != nil {
+			return err
+		}
+	} else {
+		s.Put(l.object(h.nameOf))
+	}
+	return h.readOn(s, l)
 }
 
 // readOn reads all that is on one link.
 func (h *Handle) readOn(s kernel.State, l link) error {
 	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		filter := binaryIndex([]byte{fam, 0, 0, 0}, l.index)
-		err := h.collect(s, request{typ: unix.RTM_GETADDR, body: filter}, func(b []byte) kernel.Object {
+		filter := rtmsg.Addr(fam, 0, l.index)
+		err := h.collect(s, rtmsg.Request{Type: unix.RTM_GETADDR, Body: filter}, func(b []byte) kernel.Object {
 			if a, index, ok := decodeAddr(b, l.name); ok && index == l.index {
 				return a
 			}
@@ -62,20 +77,30 @@ func (h *Handle) readOn(s kernel.State, l link) error {
 		if err != nil {
 			return fmt.Errorf("read addresses of %s: %w", l.name, err)
 		}
-		neighs := attr32(ndmsg(fam, 0, 0, 0), unix.NDA_IFINDEX, uint32(l.index))
-		if err := h.collect(s, request{typ: unix.RTM_GETNEIGH, body: neighs}, neighOn(l)); err != nil {
+		neighs := rtmsg.AttrUint32(rtmsg.Neigh(fam, 0, 0, 0), unix.NDA_IFINDEX, uint32(l.index))
+		if err := h.collect(s, rtmsg.Request{Type: unix.RTM_GETNEIGH, Body: neighs}, neighOn(l)); err != nil {
 			return fmt.Errorf("read neighbours of %s: %w", l.name, err)
 		}
 	}
-	if l.kind == "vxlan" {
-		fdb := ndmsg(unix.AF_BRIDGE, l.index, 0, 0)
-		if err := h.collect(s, request{typ: unix.RTM_GETNEIGH, body: fdb}, neighOn(l)); err != nil {
-			return fmt.Errorf("read FDB of %s: %w", l.name, err)
-		}
+	if err := h.readFDB(s, l); err != nil {
+		return err
 	}
-	return h.readRoutes(s, rtmsgFilter{index: l.index}, func(index int) (string, bool) {
+	return h.readRoutes(s, rtmsgFilter{index: l.index}, func(_ kernel.Route, index int) (string, bool) {
 		return l.name, index == l.index
 	})
+}
+
+// readFDB reads a VXLAN device's FDB and, where it is a bridge's port, what
+// that bridge has behind it.
+func (h *Handle) readFDB(s kernel.State, l link) error {
+	if l.kind != "vxlan" {
+		return nil
+	}
+	fdb := rtmsg.Neigh(unix.AF_BRIDGE, l.index, 0, 0)
+	if err := h.collect(s, rtmsg.Request{Type: unix.RTM_GETNEIGH, Body: fdb}, neighOn(l)); err != nil {
+		return fmt.Errorf("read FDB of %s: %w", l.name, err)
+	}
+	return nil
 }
 
 func neighOn(l link) func([]byte) kernel.Object {
@@ -91,26 +116,24 @@ func neighOn(l link) func([]byte) kernel.Object {
 type rtmsgFilter struct {
 	proto uint8
 	index int
+	table uint32
 }
 
-func (h *Handle) readRoutes(s kernel.State, f rtmsgFilter, nameOf func(index int) (string, bool)) error {
+func (h *Handle) readRoutes(s kernel.State, f rtmsgFilter, nameOf func(kernel.Route, int) (string, bool)) error {
 	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		body := rtmsg(fam, 0, f.proto, 0, 0)
+		body := rtmsg.Route(fam, 0, f.proto, 0, 0)
 		body[7] = unix.RTN_UNSPEC // any type
 		if f.index != 0 {
-			body = attr32(body, unix.RTA_OIF, uint32(f.index))
+			body = rtmsg.AttrUint32(body, unix.RTA_OIF, uint32(f.index))
 		}
-		err := h.collect(s, request{typ: unix.RTM_GETROUTE, body: body}, func(b []byte) kernel.Object {
-			r, index, ok := decodeRoute(b)
-			if !ok {
-				return nil
-			}
-			if r.Link, ok = nameOf(index); !ok {
-				return nil
-			}
-			return r
+		body = rtmsg.IntoTable(body, f.table)
+		if f.table == 0 {
+			body[4] = unix.RT_TABLE_UNSPEC
+		}
+		err := h.collect(s, rtmsg.Request{Type: unix.RTM_GETROUTE, Body: body}, func(b []byte) kernel.Object {
+			return decodeRoute(b, nameOf)
 		})
-		if err != nil {
+		if err != nil && !(f.table != 0 && errors.Is(err, unix.ENOENT)) { // no such table
 			return fmt.Errorf("read routes: %w", err)
 		}
 	}
@@ -118,11 +141,11 @@ func (h *Handle) readRoutes(s kernel.State, f rtmsgFilter, nameOf func(index int
 }
 
 // collect puts the objects of a dump into s, all or none.
-func (h *Handle) collect(s kernel.State, r request, decode func([]byte) kernel.Object) error {
+func (h *Handle) collect(s kernel.State, r rtmsg.Request, decode func([]byte) kernel.Object) error {
 	var found []kernel.Object
 	err := retryDump(func() error {
 		found = found[:0]
-		return h.conn.dump(r, func(b []byte) {
+		return h.conn.Dump(r, func(b []byte) {
 			if o := decode(b); o != nil {
 				found = append(found, o)
 			}
@@ -136,52 +159,136 @@ func (h *Handle) collect(s kernel.State, r request, decode func([]byte) kernel.O
 }
 
 // ReadKeys reads what keys cover and nothing else: an object at a time, or a
-// whole link or table where the key is that of one.
+// whole link or table where the key is that of one. What the kernel gives only
+// all together (kernel.Key's Together) is read once, and kept where keys cover
+// it.
 func (h *Handle) ReadKeys(keys kernel.Keys) (kernel.State, error) {
 	s := kernel.State{}
-	found := map[string]link{} // by name; index 0: there is none
-	named := func(name string) (link, error) {
-		if l, ok := found[name]; ok {
-			return l, nil
+	r := keyReader{Handle: h, keys: keys, links: map[string]link{}, whole: map[kernel.Key]bool{}}
+	for k := range keys {
+		if isSource(k) {
+			r.sources++
 		}
-		l, err := h.link(name)
-		if errors.Is(err, unix.ENODEV) {
-			err = nil
-		}
-		found[name] = l
-		return l, err
 	}
 	for k := range keys {
-		var err error
-		switch k.Kind {
-		case kernel.KindSysctl:
-			err = h.readSysctls(s, []string{k.Name})
-		case kernel.KindRules:
-			err = h.readTable(s, k.Name)
-		case kernel.KindElement:
-			if !keys.Covers(kernel.Key{Kind: kernel.KindRules, Name: k.Table()}) {
-				err = h.readElement(s, k)
-			}
-		case kernel.KindLink, kernel.KindAddr, kernel.KindFDB, kernel.KindNeigh, kernel.KindRoute:
-			var l link
-			if l, err = named(k.Name); err == nil && l.index != 0 {
-				err = h.readKey(s, l, k)
-			}
-		}
-		if err != nil {
+		if err := r.read(s, k); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
+// keyReader is one call of ReadKeys.
+type keyReader struct {
+	*Handle
+	keys  kernel.Keys
+	links map[string]link     // by name; index 0: there is none
+	whole map[kernel.Key]bool // what was read all together
+	// sources is how many elements of sets of links keys has.
+	sources int
+}
+
+func (r *keyReader) read(s kernel.State, k kernel.Key) error {
+	switch k.Kind {
+	case kernel.KindSysctl:
+		return r.readSysctls(s, []string{k.Name})
+	case kernel.KindRules:
+		return r.readTable(s, k.Name)
+	case kernel.KindElement:
+		if r.keys.Covers(kernel.Key{Kind: kernel.KindRules, Name: k.Table()}) {
+			return nil
+		}
+		if isSource(k) && r.sources <= singly {
+			return r.readSource(s, k)
+		}
+		return r.together(s, kernel.Key{Kind: kernel.KindElement, Name: k.Table()}, func(s kernel.State) error {
+			return r.readTable(s, k.Table())
+		})
+	case kernel.KindRule:
+		return r.together(s, kernel.Key{Kind: kernel.KindRule}, r.readRules)
+	case kernel.KindLink, kernel.KindPort, kernel.KindAddr, kernel.KindFDB, kernel.KindStation, kernel.KindNeigh, kernel.KindPeer, kernel.KindRoute:
+	}
+	if k.FIB != 0 || k.Name == "" {
+		return r.together(s, kernel.Key{Kind: kernel.KindRoute, FIB: k.FIB}, func(s kernel.State) error { return r.readFIB(s, k.FIB) })
+	}
+	l, err := r.named(k.Link())
+	if err != nil || l.index == 0 {
+		return err
+	}
+	if k.Kind == kernel.KindPeer {
+		if !isWireGuard(l) {
+			return nil
+		}
+		return r.together(s, kernel.Key{Kind: kernel.KindPeer, Name: l.name}, func(s kernel.State) error {
+			return r.readWireGuard(s, l)
+		})
+	}
+	if k.Kind == kernel.KindFDB && k.Dst.IsValid() { // one of several with a MAC
+		return r.together(s, kernel.Key{Kind: kernel.KindFDB, Name: l.name}, func(s kernel.State) error {
+			return r.readFDB(s, l)
+		})
+	}
+	return r.readKey(s, l, k)
+}
+
+// together reads what can't be read one by one, once, and keeps what is asked
+// for.
+func (r *keyReader) together(s kernel.State, what kernel.Key, read func(kernel.State) error) error {
+	if r.whole[what] {
+		return nil
+	}
+	r.whole[what] = true
+	all := kernel.State{}
+	if err := read(all); err != nil {
+		return err
+	}
+	s.Merge(all.Only(r.keys))
+	return nil
+}
+
+func (r *keyReader) named(name string) (link, error) {
+	if l, ok := r.links[name]; ok {
+		return l, nil
+	}
+	l, err := r.link(name)
+	if errors.Is(err, unix.ENODEV) {
+		err = nil
+	}
+	r.links[name] = l
+	return l, err
+}
+
+// readFIB reads our routes of a table, 0 for the main one, on those links that
+// keys are about, and the unreachable ones.
+func (r *keyReader) readFIB(s kernel.State, table uint32) error {
+	names := map[int]string{}
+	for k := range r.keys {
+		if k.Kind != kernel.KindRoute || k.FIB != table || k.Name == "" {
+			continue
+		}
+		l, err := r.named(k.Name)
+		if err != nil {
+			return err
+		}
+		names[l.index] = l.name
+	}
+	return r.readRoutes(s, rtmsgFilter{proto: kernel.RouteProtocol, table: table}, func(_ kernel.Route, index int) (string, bool) {
+		name, ok := names[index]
+		return name, ok && index != 0
+	})
+}
+
 // readKey reads the object at k, which is l or on l.
 func (h *Handle) readKey(s kernel.State, l link, k kernel.Key) error {
-	var r request
+	var r rtmsg.Request
 	switch k.Kind {
 	case kernel.KindLink:
-		s.Put(l.object())
-		return h.readOn(s, l)
+		return h.readLink(s, l)
+	case kernel.KindPort:
+		h.readPort(s, l)
+		return nil
+	case kernel.KindStation:
+		return h.readStation(s, l, k)
 	case kernel.KindAddr:
 		part := kernel.State{}
 		if err := h.readOn(part, l); err != nil {
@@ -190,15 +297,15 @@ func (h *Handle) readKey(s kernel.State, l link, k kernel.Key) error {
 		s.Merge(part.Only(kernel.Keys{k: {}}))
 		return nil
 	case kernel.KindFDB:
-		r = request{typ: unix.RTM_GETNEIGH, body: attr(ndmsg(unix.AF_BRIDGE, l.index, 0, unix.NTF_SELF), unix.NDA_LLADDR, k.MAC[:])}
+		r = rtmsg.Request{Type: unix.RTM_GETNEIGH, Body: rtmsg.Attr(rtmsg.Neigh(unix.AF_BRIDGE, l.index, 0, unix.NTF_SELF), unix.NDA_LLADDR, k.MAC[:])}
 	case kernel.KindNeigh:
-		r = request{typ: unix.RTM_GETNEIGH, body: attrAddr(ndmsg(family(k.Dst.Addr()), l.index, 0, 0), unix.NDA_DST, k.Dst.Addr())}
+		r = rtmsg.Request{Type: unix.RTM_GETNEIGH, Body: rtmsg.AttrAddr(rtmsg.Neigh(rtmsg.Family(k.Dst.Addr()), l.index, 0, 0), unix.NDA_DST, k.Dst.Addr())}
 	case kernel.KindRoute:
 		return h.readRoute(s, l, k)
-	case kernel.KindSysctl, kernel.KindRules, kernel.KindElement:
-		return fmt.Errorf("%s is not on a link", k)
+	case kernel.KindSysctl, kernel.KindRules, kernel.KindElement, kernel.KindPeer, kernel.KindRule:
+		return fmt.Errorf("%s is not read by itself", k)
 	}
-	b, err := h.conn.get(r)
+	b, err := h.conn.Get(r)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP) && l.kind != "vxlan":
 		return nil
@@ -220,19 +327,18 @@ func (h *Handle) readRoute(s kernel.State, l link, k kernel.Key) error {
 	if dst.Is4() {
 		flags |= unix.RTM_F_LOOKUP_TABLE // IPv6 always tells the true table
 	}
-	body := rtmsg(family(dst), dst.BitLen(), 0, 0, flags)
+	body := rtmsg.Route(rtmsg.Family(dst), dst.BitLen(), 0, 0, flags)
 	body[4], body[7] = 0, 0
-	b, err := h.conn.get(request{typ: unix.RTM_GETROUTE, body: attrAddr(body, unix.RTA_DST, dst)})
+	b, err := h.conn.Get(rtmsg.Request{Type: unix.RTM_GETROUTE, Body: rtmsg.AttrAddr(body, unix.RTA_DST, dst)})
 	switch {
 	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL):
 		return nil // none, or unreachable, prohibit, blackhole
 	case err != nil:
 		return fmt.Errorf("read %s: %w", k, err)
 	}
-	if r, index, ok := decodeRoute(b); ok && index == l.index {
-		if r.Link = l.name; r.Key() == k {
-			s.Put(r)
-		}
+	o := decodeRoute(b, func(_ kernel.Route, index int) (string, bool) { return l.name, index == l.index && index != 0 })
+	if o != nil && o.Key() == k {
+		s.Put(o)
 	}
 	return nil
 }
@@ -270,10 +376,8 @@ func (h *Handle) HostAddrs(own Names) ([]HostAddr, error) {
 		return nil, err
 	}
 	for index, l := range all {
-		for _, name := range own.Links {
-			if l.name == name || isPodLink(l.name) {
-				delete(all, index)
-			}
+		if own.hasLink(l.name) || isPodLink(l.name) {
+			delete(all, index)
 		}
 	}
 	var found []HostAddr
@@ -281,7 +385,7 @@ func (h *Handle) HostAddrs(own Names) ([]HostAddr, error) {
 		start := len(found)
 		err := retryDump(func() error {
 			found = found[:start]
-			return h.conn.dump(request{typ: unix.RTM_GETADDR, body: binaryIndex([]byte{fam, 0, 0, 0}, 0)}, func(b []byte) {
+			return h.conn.Dump(rtmsg.Request{Type: unix.RTM_GETADDR, Body: rtmsg.Addr(fam, 0, 0)}, func(b []byte) {
 				a, index, ok := decodeAddr(b, "")
 				if l, known := all[index]; ok && known && a.Prefix.Addr().IsGlobalUnicast() {
 					found = append(found, HostAddr{Prefix: a.Prefix, Link: l.name, Up: l.up, MTU: l.mtu})

@@ -10,16 +10,20 @@ package rtnl
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/rtmsg"
 )
 
 // Names says which objects are ours by name: Read finds all that is on these
 // links and in these tables.
+//
+// A link's name that ends in an asterisk stands for all that begin so.
 type Names struct {
 	Links   []string
 	Tables  []string // family and name: "inet weft"
@@ -37,16 +41,32 @@ func NamesOf(s kernel.State) Names {
 			n.Tables = append(n.Tables, k.Name)
 		case kernel.KindSysctl:
 			n.Sysctls = append(n.Sysctls, k.Name)
-		case kernel.KindElement, kernel.KindAddr, kernel.KindFDB, kernel.KindNeigh, kernel.KindRoute:
+		case kernel.KindElement, kernel.KindPort, kernel.KindAddr, kernel.KindFDB, kernel.KindStation, kernel.KindNeigh, kernel.KindPeer, kernel.KindRoute, kernel.KindRule:
 		}
 	}
 	return n
 }
 
+// hasLink reports whether a link is ours by name.
+func (n Names) hasLink(name string) bool {
+	return slices.ContainsFunc(n.Links, func(own string) bool {
+		start, isStart := strings.CutSuffix(own, "*")
+		return own == name || isStart && strings.HasPrefix(name, start)
+	})
+}
+
+// hasFIB reports whether a routing rule or a route, if it is one, is ours:
+// segments' gateways have theirs with the bridges.
+func (n Names) hasFIB(k kernel.Key) bool {
+	isFIB := k.Kind == kernel.KindRoute || k.Kind == kernel.KindRule
+	return !isFIB || !kernel.OfGateway(k.FIB) || n.hasLink(netconf.BridgeStart)
+}
+
 // Handle talks to one network namespace. Safe for concurrent use, but two
 // concurrent Apply calls may interleave.
 type Handle struct {
-	conn *conn
+	conn *rtmsg.Conn
+	nft  *rtmsg.Conn // to nf_tables
 	// sysctls is the root of the sysctl tree.
 	sysctls string
 }
@@ -60,15 +80,19 @@ func Open() (*Handle, error) { return OpenAt(ProcSys) }
 // OpenAt is Open with the sysctls in another place than ProcSys, which is
 // read-only in a container.
 func OpenAt(procSys string) (*Handle, error) {
-	c, err := dial()
+	c, err := rtmsg.Dial()
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink: %w", err)
 	}
-	return &Handle{conn: c, sysctls: procSys}, nil
+	nft, err := rtmsg.DialProtocol(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open nf_tables: %w", err), c.Close())
+	}
+	return &Handle{conn: c, nft: nft, sysctls: procSys}, nil
 }
 
-// Close frees the socket.
-func (h *Handle) Close() error { return h.conn.close() }
+// Close frees the sockets.
+func (h *Handle) Close() error { return errors.Join(h.conn.Close(), h.nft.Close()) }
 
 // isPodLink reports whether the plugin made this link: the host end of a
 // pod's veth, which Read leaves to the plugin.
@@ -79,7 +103,7 @@ func (h *Handle) links() (map[int]link, error) {
 	all := map[int]link{}
 	err := retryDump(func() error {
 		clear(all)
-		return h.conn.dump(request{typ: unix.RTM_GETLINK, body: ifinfomsg(0, 0, 0)}, func(b []byte) {
+		return h.conn.Dump(rtmsg.Request{Type: unix.RTM_GETLINK, Body: rtmsg.Link(0, 0, 0)}, func(b []byte) {
 			if l, ok := decodeLink(b); ok {
 				all[l.index] = l
 			}
@@ -93,7 +117,7 @@ func (h *Handle) links() (map[int]link, error) {
 
 // link finds an interface by name; errors.Is unix.ENODEV when there is none.
 func (h *Handle) link(name string) (link, error) {
-	b, err := h.conn.get(request{typ: unix.RTM_GETLINK, body: attrString(ifinfomsg(0, 0, 0), unix.IFLA_IFNAME, name)})
+	b, err := h.conn.Get(rtmsg.Request{Type: unix.RTM_GETLINK, Body: rtmsg.AttrString(rtmsg.Link(0, 0, 0), unix.IFLA_IFNAME, name)})
 	if err != nil {
 		return link{}, fmt.Errorf("link %s: %w", name, err)
 	}
@@ -104,13 +128,22 @@ func (h *Handle) link(name string) (link, error) {
 	return l, nil
 }
 
+// HasLink reports whether there is a link of that name.
+func (h *Handle) HasLink(name string) (bool, error) {
+	_, err := h.conn.Index(name)
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // dumpAttempts is how often an interrupted dump is begun again before Read
 // gives up; whoever changes the kernel without pause is stronger than we are.
 const dumpAttempts = 5
 
 func retryDump(dump func() error) (err error) {
 	for range dumpAttempts {
-		if err = dump(); !errors.Is(err, ErrInterrupted) {
+		if err = dump(); !errors.Is(err, rtmsg.ErrInterrupted) {
 			return err
 		}
 	}

@@ -367,10 +367,54 @@ func TestOwnEvents(t *testing.T) {
 		if !open {
 			t.Fatalf("only these came back:\n%s", seen)
 		}
+		if e.Underlay { // of others' interfaces, which may still come up
+			continue
+		}
 		if e.Object == nil || e.Object != more[e.Key] {
 			t.Fatalf("event %+v, wanted %v", e, more[e.Key])
 		}
 		seen.Put(e.Object)
+	}
+}
+
+// TestElementEvents: what a set gains and loses is told as the prefixes that it
+// gains and loses, next to others as well, and not as a change of the table.
+func TestElementEvents(t *testing.T) {
+	h := inNamespace(t)
+	const table = "inet weft"
+	element := func(set, p string) kernel.Element {
+		return kernel.Element{Table: table, Set: set, Prefix: netip.MustParsePrefix(p)}
+	}
+	before := kernel.NewState(
+		kernel.Rules{Table: table, Text: "set pods4 { type ipv4_addr; flags interval; }\nset nodes6 { type ipv6_addr; flags interval; }\n"},
+		element("pods4", "10.244.1.0/24"), element("pods4", "10.244.3.0/24"), element("nodes6", "fd30::1/128"),
+	)
+	apply(t, h, before)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	events, err := h.Watch(ctx, rtnl.NamesOf(before))
+	must(t, err)
+	after := kernel.State{}
+	after.Merge(before)
+	after.Put(element("pods4", "10.244.2.0/24"), element("nodes6", "fd30::2/128"))
+	delete(after, element("nodes6", "fd30::1/128").Key())
+	ops := kernel.Diff(after, before, nil)
+	for _, e := range h.Apply(ops) {
+		t.Fatal(e)
+	}
+	settled(t, h, after)
+	for seen := 0; seen < len(ops); {
+		e, open := <-events
+		if !open {
+			t.Fatal("an event is missing")
+		}
+		if e.Underlay { // of others' interfaces, which may still come up
+			continue
+		}
+		seen++
+		if e.Key.Kind != kernel.KindElement || e.Object != after[e.Key] {
+			t.Errorf("event %+v, wanted %v", e, after[e.Key])
+		}
 	}
 }
 

@@ -1,16 +1,18 @@
 package rtnl
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/rtmsg"
 )
 
 // watchBuffer is a socket buffer that holds the events of some 10,000
@@ -26,7 +28,8 @@ const watchBuffer = 8 << 20
 func (h *Handle) Watch(ctx context.Context, names Names) (<-chan kernel.Event, error) {
 	route, err := subscribe(unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		return nil, fmt.Errorf("watch rtnetlink: %w", err)
 	}
@@ -35,15 +38,16 @@ func (h *Handle) Watch(ctx context.Context, names Names) (<-chan kernel.Event, e
 		return nil, errors.Join(fmt.Errorf("watch nf_tables: %w", err), route.Close())
 	}
 	w := &watcher{
-		names: names, links: map[int]string{}, others: map[int]string{},
-		events: make(chan kernel.Event, 64), ctx: ctx,
+		names: names, links: map[int]string{}, others: map[int]string{}, checked: map[int]bool{},
+		elements: map[elementChange][]nftables.SetElement{},
+		events:   make(chan kernel.Event, 64), ctx: ctx,
 	}
 	all, err := h.links()
 	if err != nil {
 		return nil, errors.Join(err, route.Close(), nft.Close())
 	}
-	for index, l := range all {
-		w.note(index, l.name)
+	for _, l := range all {
+		w.note(l)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(ctx, func() { _ = route.Close(); _ = nft.Close() })
@@ -68,8 +72,14 @@ type watcher struct {
 	names  Names
 	links  map[int]string // ours and pods', by index
 	others map[int]string
-	events chan kernel.Event
-	ctx    context.Context //nolint:containedctx // of one Watch call
+	// checked are those whose check of sources is a setting of ours: pods' and
+	// WireGuard devices.
+	checked map[int]bool
+	// elements are those that the transaction told of so far has put into sets,
+	// or taken out. Only the nf_tables receiver touches them.
+	elements map[elementChange][]nftables.SetElement
+	events   chan kernel.Event
+	ctx      context.Context //nolint:containedctx // of one Watch call
 }
 
 func (w *watcher) send(e kernel.Event) {
@@ -114,14 +124,19 @@ func (w *watcher) routeMessage(h unix.NlMsghdr, b []byte) {
 			w.object(o, h.Type == unix.RTM_DELNEIGH)
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		if r, index, ok := decodeRoute(b); ok {
+		o := decodeRoute(b, func(r kernel.Route, index int) (string, bool) {
 			name, known := w.links[index]
 			if !known && r.Detail == "" { // our protocol: a direct route
 				name, known = w.others[index]
 			}
-			if r.Link = name; known {
-				w.object(r, h.Type == unix.RTM_DELROUTE)
-			}
+			return name, known
+		})
+		if o != nil {
+			w.object(o, h.Type == unix.RTM_DELROUTE)
+		}
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		if r, ok := decodeRule(b); ok {
+			w.object(r, h.Type == unix.RTM_DELRULE)
 		}
 	case unix.RTM_NEWNETCONF:
 		w.netconfMessage(b)
@@ -136,18 +151,18 @@ const (
 )
 
 // netconfMessage looks at whose setting changed: that of all interfaces (what
-// the node forwards and checks) or that of a pod's.
+// the node forwards and checks) or that of a link of ours or a pod's.
 func (w *watcher) netconfMessage(b []byte) {
 	const header = 4 // struct netconfmsg with padding
 	if len(b) < header {
 		return
 	}
-	for typ, v := range attrs(b[header:]) {
+	for typ, v := range rtmsg.Attrs(b[header:]) {
 		if typ != netconfIndex {
 			continue
 		}
 		index := int(int32(u32(v)))
-		if name := w.links[index]; isPodLink(name) {
+		if name := w.links[index]; w.checked[index] {
 			w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindLink, Name: name}})
 		}
 		if index != netconfAll {
@@ -162,21 +177,33 @@ func (w *watcher) netconfMessage(b []byte) {
 
 func (w *watcher) linkMessage(gone bool, b []byte) {
 	l, ok := decodeLink(b)
-	if !ok || b[0] == unix.AF_BRIDGE {
+	switch {
+	case !ok:
+		return
+	case b[0] == unix.AF_BRIDGE && isPodLink(l.name): // as a bridge's port
+		w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindPort, Name: l.name}})
+		return
+	case b[0] == unix.AF_BRIDGE:
+		if w.names.hasLink(l.name) { // what it is as a port isn't in the message
+			w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindLink, Name: l.name}})
+		}
 		return
 	}
 	old, known := w.links[l.index]
-	ours := slices.Contains(w.names.Links, l.name)
+	ours := w.names.hasLink(l.name)
 	delete(w.links, l.index)
 	delete(w.others, l.index)
+	delete(w.checked, l.index)
 	if !gone {
-		w.note(l.index, l.name)
+		w.note(l)
 	}
 	switch {
 	case ours && gone:
 		w.object(kernel.ForeignLink{Name: l.name}, true)
+	case ours && isWireGuard(l): // half of it isn't in the message
+		w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindLink, Name: l.name}})
 	case ours:
-		w.object(l.object(), false)
+		w.object(l.object(w.nameOf), false)
 	case known && old != l.name && !isPodLink(old): // renamed away
 		w.object(kernel.ForeignLink{Name: old}, true)
 	case !isPodLink(l.name):
@@ -184,40 +211,29 @@ func (w *watcher) linkMessage(gone bool, b []byte) {
 	}
 }
 
-// note keeps a link's name.
-func (w *watcher) note(index int, name string) {
-	if isPodLink(name) || slices.Contains(w.names.Links, name) {
-		w.links[index] = name
+// note keeps what a link is.
+func (w *watcher) note(l link) {
+	ours := w.names.hasLink(l.name)
+	w.checked[l.index] = isPodLink(l.name) || ours && isWireGuard(l)
+	if ours || isPodLink(l.name) {
+		w.links[l.index] = l.name
 	} else {
-		w.others[index] = name
+		w.others[l.index] = l.name
 	}
 }
 
+// nameOf names a link that has been noted.
+func (w *watcher) nameOf(index int) string { return cmp.Or(w.links[index], w.others[index]) }
+
 func (w *watcher) object(o kernel.Object, gone bool) {
 	e := kernel.Event{Key: o.Key()}
+	if !w.names.hasFIB(e.Key) {
+		return
+	}
 	if !gone {
 		e.Object = o
 	}
 	w.send(e)
-}
-
-// nftMessage looks at the table's name, which is attribute 1 of all messages
-// that have one (NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, ...).
-func (w *watcher) nftMessage(h unix.NlMsghdr, b []byte) {
-	const header = 4 // struct nfgenmsg
-	if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || h.Type&0xff == unix.NFT_MSG_NEWGEN || len(b) < header {
-		return
-	}
-	for typ, v := range attrs(b[header:]) {
-		if typ != 1 {
-			continue
-		}
-		for name, family := range families {
-			if table := name + " " + cString(v); byte(family) == b[0] && slices.Contains(w.names.Tables, table) {
-				w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindRules, Name: table}})
-			}
-		}
-	}
 }
 
 // subscribe opens a socket that the runtime's poller waits on.
@@ -257,7 +273,7 @@ func receive(f *os.File, lost func(), each func(unix.NlMsghdr, []byte)) {
 		case err != nil:
 			return
 		default:
-			err := messages(buf[:n], func(h unix.NlMsghdr, b []byte) error { each(h, b); return nil })
+			err := rtmsg.Messages(buf[:n], func(h unix.NlMsghdr, b []byte) error { each(h, b); return nil })
 			if err != nil {
 				lost()
 			}
