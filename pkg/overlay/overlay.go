@@ -22,6 +22,9 @@ import (
 const (
 	Link = "vxlan-weft" // the VXLAN device of the cluster network
 
+	// WireGuardStart begins the names of WireGuard devices: see package encrypt.
+	WireGuardStart = "wg-weft"
+
 	// The nftables tables, each with its family: what leaves the cluster, and
 	// the check of pods' source addresses for either family.
 	Table        = "inet weft"
@@ -62,6 +65,15 @@ type Self struct {
 	MTU      int // bytes, of the VXLAN device and of pods
 	// LooseReversePath says that ReversePathFilter is 2 on this node.
 	LooseReversePath bool
+	// Encrypted says that packets are taken by key and address: no two nodes may
+	// have one key or one underlay address. PublicKeys are this node's own.
+	Encrypted  bool
+	PublicKeys []kernel.PublicKey
+	// Inner is this node's end of encrypted segments' tunnels, inside WireGuard:
+	// its Addr is InnerAddr of the node, its MTU that of the WireGuard devices.
+	// It is zero where the node has no such segment. InnerPort is the UDP port.
+	Inner     Underlay
+	InnerPort uint16
 }
 
 // Underlay is an address that this node has on the underlay.
@@ -84,6 +96,29 @@ type Peer struct {
 	Port     uint16         // UDP port of its VXLAN device
 	PodCIDRs []netip.Prefix // masked, in the VTEP's order, none overlaps another
 	MTU      int            // bytes, of the peer's underlay; 0 when not told
+	// Encryption is nil where the peer doesn't encrypt.
+	Encryption *Encryption
+}
+
+// Encryption is the public side of a peer's WireGuard devices.
+type Encryption struct {
+	// Strict says that the peer takes nothing in clear.
+	Strict bool
+	// SegmentsOnly says that its keys are for encrypted segments: the cluster
+	// network's packets it sends and takes in clear.
+	SegmentsOnly bool
+	// Keys are the newest first, in different slots; one, or two while the peer
+	// rotates.
+	Keys []SlotKey
+	Port uint16 // the first of its UDP ports
+	// PresharedKeyHash is kernel.Secret's, empty for none.
+	PresharedKeyHash string
+}
+
+// SlotKey is a public key in one of its node's two slots, 0 or 1.
+type SlotKey struct {
+	Slot   int
+	Public kernel.PublicKey
 }
 
 // Gateway is the address of the node within one of its pod CIDRs: the first
@@ -98,6 +133,23 @@ func VTEPMAC(node string) kernel.MAC {
 	sum := sha256.Sum256([]byte("weft vtep " + node))
 	return kernel.MACFromHash(sum[:])
 }
+
+// InnerPrefix holds all nodes' addresses inside WireGuard, by which encrypted
+// segments have their tunnels: a unique local prefix of our own (RFC 4193).
+var InnerPrefix = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x5a, 0xc3, 0x1e, 0x97, 0x64}), 48)
+
+// InnerAddr is a node's address in InnerPrefix. Like VTEPMAC it comes from the
+// node's name, so nobody has to tell it, and nobody can claim another's.
+func InnerAddr(node string) netip.Addr {
+	addr := InnerPrefix.Addr().As16()
+	sum := sha256.Sum256([]byte("weft inner " + node))
+	copy(addr[InnerPrefix.Bits()/8:], sum[:])
+	return netip.AddrFrom16(addr)
+}
+
+// InnerPort is the UDP port of VXLAN inside WireGuard, of a node whose WireGuard
+// has its first port at first.
+func InnerPort(first uint16) uint16 { return first + wireGuardPorts }
 
 // MTU is the largest packet, in bytes, that fits into one underlay packet:
 // 50 less over IPv4 (inner Ethernet 14, VXLAN 8, UDP 8, IP 20), 70 over IPv6

@@ -16,20 +16,21 @@ import (
 type Peers struct {
 	self   Self
 	byName map[string]Peer
-	byCIDR bart.Table[[]string] // pod CIDR -> names, in no order
+	byCIDR bart.Table[[]string] // range -> names, in no order; see ranges
 	byMAC  map[kernel.MAC][]string
+	byKey  map[kernel.PublicKey][]string
 }
 
 // NewPeers makes an empty set as seen by self, whose own claims nobody takes.
 func NewPeers(self Self) *Peers {
-	return &Peers{self: self, byName: map[string]Peer{}, byMAC: map[kernel.MAC][]string{}}
+	return &Peers{self: self, byName: map[string]Peer{}, byMAC: map[kernel.MAC][]string{}, byKey: map[kernel.PublicKey][]string{}}
 }
 
 // Conflict says that a peer is not programmed because of what it claims.
 type Conflict struct {
 	Peer  string // the one that yields
 	Other string // the one that holds
-	Claim string // what both claim: a pod CIDR or a VTEP MAC
+	Claim string // what both claim: a range, a VTEP MAC or a public key
 }
 
 func (c Conflict) Error() string {
@@ -41,12 +42,15 @@ func (c Conflict) Error() string {
 func (p *Peers) Set(peer Peer) []string {
 	affected := p.Delete(peer.Name)
 	p.byName[peer.Name] = peer
-	for _, cidr := range peer.PodCIDRs {
+	for _, cidr := range p.ranges(peer) {
 		p.byCIDR.Modify(cidr, func(names []string, _ bool) ([]string, bool) {
 			return append(names, peer.Name), false
 		})
 	}
 	p.byMAC[peer.MAC] = append(p.byMAC[peer.MAC], peer.Name)
+	for _, k := range p.keys(peer) {
+		p.byKey[k] = append(p.byKey[k], peer.Name)
+	}
 	return union(affected, p.rivals(peer), []string{peer.Name})
 }
 
@@ -59,21 +63,59 @@ func (p *Peers) Delete(name string) []string {
 	}
 	affected := p.rivals(peer)
 	delete(p.byName, name)
-	without := func(names []string) []string {
-		return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == name })
-	}
-	for _, cidr := range peer.PodCIDRs {
+	for _, cidr := range p.ranges(peer) {
 		p.byCIDR.Modify(cidr, func(names []string, _ bool) ([]string, bool) {
-			left := without(names)
+			left := without(names, name)
 			return left, len(left) == 0
 		})
 	}
-	if left := without(p.byMAC[peer.MAC]); len(left) > 0 {
-		p.byMAC[peer.MAC] = left
-	} else {
-		delete(p.byMAC, peer.MAC)
+	drop(p.byMAC, peer.MAC, name)
+	for _, k := range p.keys(peer) {
+		drop(p.byKey, k, name)
 	}
 	return union(affected, []string{name})
+}
+
+func without(names []string, name string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == name })
+}
+
+// drop takes a name from an index.
+func drop[K comparable](index map[K][]string, k K, name string) {
+	if left := without(index[k], name); len(left) > 0 {
+		index[k] = left
+	} else {
+		delete(index, k)
+	}
+}
+
+// ranges are what no other node may claim a part of: the peer's pod CIDRs and,
+// where a packet is taken from the one peer that has its source, its addresses.
+func (p *Peers) ranges(peer Peer) []netip.Prefix {
+	all := slices.Clip(peer.PodCIDRs)
+	if p.self.Encrypted {
+		for _, a := range peer.Underlay {
+			all = append(all, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	if p.sealed(peer) {
+		all = append(all, netip.PrefixFrom(InnerAddr(peer.Name), InnerPrefix.Addr().BitLen()))
+	}
+	return all
+}
+
+// sealed reports whether there are encrypted segments here, in which the peer
+// may take part.
+func (p *Peers) sealed(peer Peer) bool { return p.self.Inner.Addr.IsValid() && peer.Encryption != nil }
+
+// keys are the public keys that no other node may have.
+func (p *Peers) keys(peer Peer) (keys []kernel.PublicKey) {
+	if p.self.Encrypted && peer.Encryption != nil || p.sealed(peer) {
+		for _, k := range peer.Encryption.Keys {
+			keys = append(keys, k.Public)
+		}
+	}
+	return keys
 }
 
 // Get gives a peer by name.
@@ -104,11 +146,14 @@ func (p *Peers) Conflict(name string) (Conflict, bool) {
 	if !ok {
 		return Conflict{}, false
 	}
-	for _, cidr := range peer.PodCIDRs {
+	for _, cidr := range p.ranges(peer) {
 		for _, own := range p.self.PodCIDRs {
 			if own.Overlaps(cidr) {
 				return Conflict{Peer: name, Other: p.self.Name, Claim: cidr.String()}, true
 			}
+		}
+		if p.self.Inner.Addr.IsValid() && cidr.Contains(p.self.Inner.Addr) {
+			return Conflict{Peer: name, Other: p.self.Name, Claim: cidr.String()}, true
 		}
 		for _, other := range p.overlapping(cidr) {
 			if older(p.byName[other], peer) {
@@ -124,6 +169,16 @@ func (p *Peers) Conflict(name string) (Conflict, bool) {
 			return Conflict{Peer: name, Other: other, Claim: peer.MAC.String()}, true
 		}
 	}
+	for _, k := range p.keys(peer) {
+		if slices.Contains(p.self.PublicKeys, k) {
+			return Conflict{Peer: name, Other: p.self.Name, Claim: k.String()}, true
+		}
+		for _, other := range p.byKey[k] {
+			if older(p.byName[other], peer) {
+				return Conflict{Peer: name, Other: other, Claim: k.String()}, true
+			}
+		}
+	}
 	return Conflict{}, false
 }
 
@@ -131,8 +186,11 @@ func (p *Peers) Conflict(name string) (Conflict, bool) {
 // be among them.
 func (p *Peers) rivals(peer Peer) []string {
 	rivals := slices.Clone(p.byMAC[peer.MAC])
-	for _, cidr := range peer.PodCIDRs {
+	for _, cidr := range p.ranges(peer) {
 		rivals = append(rivals, p.overlapping(cidr)...)
+	}
+	for _, k := range p.keys(peer) {
+		rivals = append(rivals, p.byKey[k]...)
 	}
 	return rivals
 }

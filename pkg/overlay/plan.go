@@ -59,7 +59,7 @@ func PlanNode(c Config, self Self) kernel.State {
 // depend on it. Address families that this node's own pods lack are left out.
 func PlanPeer(c Config, self Self, peer Peer) (kernel.State, error) {
 	s := kernel.State{}
-	vtep, err := outer(self, peer)
+	vtep, err := Outer(self, peer)
 	if err != nil {
 		return nil, err
 	}
@@ -132,8 +132,8 @@ func linkLocal(m kernel.MAC) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
 }
 
-// outer is the peer's underlay address of the tunnel's family.
-func outer(self Self, peer Peer) (netip.Addr, error) {
+// Outer is the peer's underlay address of the tunnel's family.
+func Outer(self Self, peer Peer) (netip.Addr, error) {
 	local := self.Underlay[0].Addr
 	for _, a := range peer.Underlay {
 		if a == local {
@@ -169,14 +169,25 @@ func rules(c Config) string {
 	if c.Masquerade {
 		b.WriteString("chain masquerade { type nat hook postrouting priority 100; policy accept;\n")
 		for _, f := range []struct{ proto, number string }{{"ip", "4"}, {"ip6", "6"}} {
-			fmt.Fprintf(&b, "\tiifname \"%s*\" oifname != \"%s*\" oifname != \"%s\"", netconf.LinkStart, netconf.LinkStart, Link)
+			fmt.Fprintf(&b, "\tiifname \"%s*\" oifname != \"%s*\" oifname != \"%s\" oifname != \"%s*\"",
+				netconf.LinkStart, netconf.LinkStart, Link, WireGuardStart)
 			fmt.Fprintf(&b, " %s daddr != @%s%s %s daddr != @%s%s", f.proto, setSettings, f.number, f.proto, setDirect, f.number)
 			b.WriteString(" counter masquerade fully-random\n")
 		}
 		b.WriteString("}\n")
 	}
+	if c.DirectRouting {
+		b.WriteString(tenants)
+	}
 	return b.String()
 }
+
+// tenants keeps segments with a way out from pods that are behind the underlay's
+// interface like the world outside.
+const tenants = "chain tenants { type filter hook forward priority 0; policy accept;\n" +
+	"\tiifname != \"" + netconf.BridgeStart + "*\" accept\n" +
+	"\tip daddr @" + setDirect + "4 counter drop\n" +
+	"\tip6 daddr @" + setDirect + "6 counter drop\n}\n"
 
 // sourceCheck lets a pod send from its own addresses only: the route back to
 // the source must lead to the interface that the packet came from. IPv4 has

@@ -31,10 +31,59 @@ func ParseVTEP(v *v1alpha1.VTEP) (Peer, error) {
 	if err != nil {
 		return Peer{}, err
 	}
+	encryption, err := parseWireGuard(v)
+	if err != nil {
+		return Peer{}, err
+	}
 	return Peer{
 		Name: v.Name, Created: v.CreationTimestamp.Time, MAC: mac, Port: uint16(v.Spec.Port),
-		Underlay: underlay, PodCIDRs: cidrs, MTU: int(v.Spec.MTU),
+		Underlay: underlay, PodCIDRs: cidrs, MTU: int(v.Spec.MTU), Encryption: encryption,
 	}, nil
+}
+
+// Modes of a VTEP that encrypts.
+const (
+	modeSegments   = "none" // but for encrypted segments
+	modePermissive = "permissive"
+	modeStrict     = "wireguard"
+)
+
+// wireGuardPorts is how many UDP ports a node has for WireGuard.
+const wireGuardPorts = 4
+
+func parseWireGuard(v *v1alpha1.VTEP) (*Encryption, error) {
+	w := v.Spec.WireGuard
+	if w == nil {
+		return nil, nil
+	}
+	if w.Mode != modeSegments && w.Mode != modePermissive && w.Mode != modeStrict {
+		return nil, refuse(v, "wireGuard.mode", fmt.Sprintf("%q", w.Mode), "want none, permissive or wireguard")
+	}
+	if w.Port < 1 || w.Port > math.MaxUint16-wireGuardPorts {
+		return nil, refuse(v, "wireGuard.port", w.Port, "want the first of four UDP ports, 1 to 65531")
+	}
+	if n := len(w.Keys); n < 1 || n > 2 {
+		return nil, refuse(v, "wireGuard.keys", fmt.Sprintf("%d keys", n), "want one, or two while they are rotated")
+	}
+	e := &Encryption{
+		Strict: w.Mode == modeStrict, SegmentsOnly: w.Mode == modeSegments,
+		Port: uint16(w.Port), PresharedKeyHash: w.PresharedKeyHash,
+	}
+	for i, k := range w.Keys {
+		field := fmt.Sprintf("wireGuard.keys[%d]", i)
+		key, err := kernel.ParsePublicKey(k.PublicKey)
+		if err != nil || key == (kernel.PublicKey{}) {
+			return nil, refuse(v, field+".publicKey", fmt.Sprintf("%q", k.PublicKey), "want a Curve25519 public key in base64")
+		}
+		if k.Slot < 0 || k.Slot > 1 || i > 0 && e.Keys[0].Slot == int(k.Slot) {
+			return nil, refuse(v, field+".slot", k.Slot, "want 0 or 1, and another than the other key's")
+		}
+		if i > 0 && e.Keys[0].Public == key {
+			return nil, refuse(v, field+".publicKey", k.PublicKey, "want another than the other key")
+		}
+		e.Keys = append(e.Keys, SlotKey{Slot: int(k.Slot), Public: key})
+	}
+	return e, nil
 }
 
 func parseUnderlay(v *v1alpha1.VTEP) ([]netip.Addr, error) {
