@@ -6,12 +6,15 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/rtmsg"
 )
 
 // Node is the node's network namespace: the one that the thread that opened it
 // was in. Safe for concurrent use, of which the kernel makes a queue.
 type Node struct {
-	h *netlink.Handle
+	h    *netlink.Handle
+	conn *rtmsg.Conn
 }
 
 // Open opens the calling thread's network namespace.
@@ -20,22 +23,27 @@ func Open() (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
-	return &Node{h: h}, nil
+	conn, err := rtmsg.Dial()
+	if err != nil {
+		h.Close()
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	return &Node{h: h, conn: conn}, nil
 }
 
 // Close lets go of it.
-func (n *Node) Close() { n.h.Close() }
+func (n *Node) Close() {
+	n.h.Close()
+	_ = n.conn.Close()
+}
 
 // Exists reports whether the node has a link of that name.
 func (n *Node) Exists(name string) (bool, error) {
-	_, err := n.h.LinkByName(name)
-	if isNotFound(err) {
+	_, err := n.conn.Index(name)
+	if errors.Is(err, unix.ENODEV) {
 		return false, nil
 	}
-	if err != nil {
-		return false, fmt.Errorf("link %s: %w", name, err)
-	}
-	return true, nil
+	return err == nil, err
 }
 
 func isNotFound(err error) bool {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/kernel"
+	"github.com/weft-cni/weft/pkg/podns"
 )
 
 // Read gives what the kernel has in the places where Host and Pod say that
@@ -18,8 +19,8 @@ import (
 // link-local ones. What others put beside that (routes of the pod's own,
 // neighbours it learned) is left out. Where an end is missing so is
 // everything on it.
-func (n *Node) Read(pod *Netns, p Pair) (inHost, inPod kernel.State, err error) {
-	ph, err := pod.handle()
+func (n *Node) Read(pod *podns.NS, p Pair) (inHost, inPod kernel.State, err error) {
+	ph, err := pod.Handle()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/podns"
+	"github.com/weft-cni/weft/pkg/rtmsg"
 )
 
 // Remove deletes the pair with the host end hostLink, and with it all
@@ -37,23 +39,20 @@ func remove(host *netlink.Handle, name string) error {
 // RemoveRules deletes the routing rules that a pair of addrs without a
 // default route has in the pod. They are the only part of a pair that doesn't
 // go with its links.
-func RemoveRules(pod *Netns, addrs []netip.Addr) error {
-	h, err := pod.handle()
+func RemoveRules(pod *podns.NS, addrs []netip.Addr) error {
+	conn, err := dialIn(pod)
 	if err != nil {
 		return err
 	}
-	defer h.Close()
-	return removeRules(h, addrs)
-}
-
-func removeRules(h *netlink.Handle, addrs []netip.Addr) error {
-	var errs []error
+	defer conn.Close()
+	var requests []rtmsg.Request
 	for _, a := range addrs {
-		rule := Rule{From: a}.netlink()
-		rule.Table = 0
-		err := h.RuleDel(rule)
+		requests = append(requests, Rule{From: a}.request(true))
+	}
+	var errs []error
+	for i, err := range conn.Execute(requests) {
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAFNOSUPPORT) {
-			errs = append(errs, &KernelError{Object: fmt.Sprintf("delete rule from %s", a), Err: err})
+			errs = append(errs, &KernelError{Object: fmt.Sprintf("delete rule from %s", addrs[i]), Err: err})
 		}
 	}
 	return errors.Join(errs...)
@@ -65,10 +64,16 @@ type HostEnd struct {
 	Network string // that its alias names; empty where it has none
 }
 
-// List gives the host ends of all pairs on the node. An interrupted dump is
-// an error: what it shows may lack links.
+// listTries is how often links are listed where others change them meanwhile.
+const listTries = 5
+
+// List gives the host ends of all pairs on the node. A dump that is interrupted
+// again and again is an error: what it shows may lack links.
 func (n *Node) List() ([]HostEnd, error) {
 	links, err := n.h.LinkList()
+	for try := 1; errors.Is(err, netlink.ErrDumpInterrupted) && try < listTries; try++ {
+		links, err = n.h.LinkList()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

@@ -2,10 +2,8 @@ package veth_test
 
 import (
 	"errors"
-	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +13,7 @@ import (
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/pkg/podns"
 	"github.com/weft-cni/weft/pkg/veth"
 	"github.com/weft-cni/weft/test/testns"
 )
@@ -55,9 +54,9 @@ func openNode(t *testing.T) *veth.Node {
 	return n
 }
 
-func openNetns(t *testing.T, ns *testns.NS) *veth.Netns {
+func openNetns(t *testing.T, ns *testns.NS) *podns.NS {
 	t.Helper()
-	n, err := veth.OpenNetns(ns.Path)
+	n, err := podns.Open(ns.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,36 +319,6 @@ func TestList(t *testing.T) {
 	}
 }
 
-func TestOpenNetns(t *testing.T) {
-	node := testns.Enter(t)
-	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
-		path string
-		is   error
-		want string
-	}{
-		{"/nonexistent", fs.ErrNotExist, "network namespace /nonexistent: no such file or directory"},
-		{file, veth.ErrNotNetns, "network namespace FILE: not a network namespace"},
-		{"/proc/self/ns/mnt", veth.ErrNotNetns, "network namespace /proc/self/ns/mnt: not a network namespace"},
-		{node.Path, veth.ErrOwnNetns, "network namespace NODE: the node's network namespace, not one of a pod"},
-	} {
-		_, err := veth.OpenNetns(c.path)
-		if err == nil {
-			t.Errorf("%s: opened", c.path)
-			continue
-		}
-		got := strings.NewReplacer(file, "FILE", node.Path, "NODE").Replace(err.Error())
-		if got != c.want || !errors.Is(err, c.is) {
-			t.Errorf("got  %s\nwant %s", got, c.want)
-		}
-	}
-}
-
-// TestNames: the host end's name and the MAC follow from the attachment, fit
-// the kernel, and differ between attachments.
 func TestNames(t *testing.T) {
 	names, macs := map[string]bool{}, map[kernel.MAC]bool{}
 	for _, id := range []string{"a", "b", strings.Repeat("f", 64)} {
