@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/netconf"
 )
 
@@ -45,8 +46,15 @@ func Keys() []Key {
 		{"directRouting", "true or false", "route to peers on a common subnet without a tunnel", boolean(func(s *Settings, b bool) { s.Overlay.DirectRouting = b })},
 		{"masquerade", "true or false", "give traffic from pods that leaves the cluster the node's address", boolean(func(s *Settings, b bool) { s.Overlay.Masquerade = b })},
 		{"noMasquerade", "a list of address ranges such as 10.0.0.0/8", "destinations outside the cluster that see pods' own addresses", prefixes(func(s *Settings, p []netip.Prefix) { s.Overlay.NoMasquerade = p })},
+		{"encryption", "none, permissive or wireguard", "what is done with packets between nodes' pods: nothing; encrypted where both ends can, on the way from one to the other; encrypted, or not sent", word(func(s *Settings, w string) { s.Encrypt.Mode = encrypt.Mode(w) }, string(encrypt.None), string(encrypt.Permissive), string(encrypt.WireGuard))},
+		{"wireguard.port", "a UDP port, 1 to 65531", "first of the four UDP ports of this node's WireGuard devices", number(1, math.MaxUint16-encrypt.Ports, func(s *Settings, n int) { s.Encrypt.Port = uint16(n) })},
+		{"wireguard.implementation", "auto, kernel or userspace", "where this node's WireGuard is; auto is the kernel where that has it, otherwise a process of its own", word(func(s *Settings, w string) { s.Encrypt.Implementation = encrypt.Implementation(w) }, string(encrypt.Auto), string(encrypt.Kernel), string(encrypt.Userspace))},
+		{"wireguard.rotateEvery", "a duration, 1h to 8760h", "age at which this node's key is replaced, a tenth less or more", duration(time.Hour, 365*24*time.Hour, func(s *Settings, d time.Duration) { s.Encrypt.RotateEvery = d })},
+		{"wireguard.persistentKeepalive", "a duration in whole seconds, 1s to 65535s, or 0s for none", "time between two packets that keep the way through a NAT open", keepalive},
+		{"wireguard.presharedKeyFile", "an absolute path, or nothing", "file with a preshared key, the same on all nodes, as of wg genpsk; read again when it changes", presharedKeyFile},
+		{"wireguard.clusterCIDRs", "a list of address ranges such as 10.244.0.0/16", "ranges that hold all pods, which encryption wireguard asks for: what is in them never leaves a node in clear, whether a peer is known for it or not", prefixes(func(s *Settings, p []netip.Prefix) { s.Encrypt.ClusterCIDRs = p })},
 		{"logLevel", "debug, info, warn or error", "least level of what is logged", logLevel},
-		{"resync", "a duration, 1s to 24h", "mean time between two comparisons of the whole kernel state", resync},
+		{"resync", "a duration, 1s to 24h", "mean time between two comparisons of the whole kernel state", duration(minResync, maxResync, func(s *Settings, d time.Duration) { s.Resync = d })},
 		{"listen", "an address and port such as 127.0.0.1:9447", "where /healthz, /readyz and /metrics are served", listen},
 		{"profiling", "true or false", "serve /debug/pprof beside the metrics", boolean(func(s *Settings, b bool) { s.Profiling = b })},
 		{"cni.binDir", "an absolute path", "directory of CNI plugins, where the runtime looks for them", path(func(s *Settings, p string) { s.CNI.BinDir = p })},
@@ -224,14 +232,31 @@ func logLevel(s *Settings, v any) error {
 	return nil
 }
 
-func resync(s *Settings, v any) error {
-	t, _ := v.(string)
-	d, err := time.ParseDuration(t)
-	if err != nil || d < minResync || d > maxResync {
-		return errRefused
+func duration(low, high time.Duration, put func(*Settings, time.Duration)) func(*Settings, any) error {
+	return func(s *Settings, v any) error {
+		t, _ := v.(string)
+		d, err := time.ParseDuration(t)
+		if err != nil || d < low || d > high {
+			return errRefused
+		}
+		put(s, d)
+		return nil
 	}
-	s.Resync = d
-	return nil
+}
+
+// keepalive is what the kernel takes: a number of seconds of 16 bits.
+func keepalive(s *Settings, v any) error {
+	return duration(0, math.MaxUint16*time.Second, func(s *Settings, d time.Duration) {
+		s.Encrypt.Keepalive = d
+	})(s, v)
+}
+
+func presharedKeyFile(s *Settings, v any) error {
+	if v == "" {
+		s.Encrypt.PresharedKeyFile = ""
+		return nil
+	}
+	return path(func(s *Settings, p string) { s.Encrypt.PresharedKeyFile = p })(s, v)
 }
 
 func listen(s *Settings, v any) error {

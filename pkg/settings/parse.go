@@ -7,10 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/weft-cni/weft/pkg/encrypt"
 )
 
 // Flag is a setting given on the command line.
@@ -81,11 +85,27 @@ func (s *Settings) check() error {
 			errs = append(errs, fmt.Errorf("settings: underlay.cidrs has %s; accepted: ranges of underlay.family, which is %s", c, s.Underlay.Family))
 		}
 	}
-	// The kernel's sets take no prefix that overlaps another.
-	for i, c := range s.Overlay.NoMasquerade {
-		for _, other := range s.Overlay.NoMasquerade[:i] {
+	if s.Encrypt.Keepalive%time.Second != 0 {
+		errs = append(errs, fmt.Errorf("settings: wireguard.persistentKeepalive is %s; accepted: whole seconds", s.Encrypt.Keepalive))
+	}
+	if s.Encrypt.Mode != encrypt.None && s.Overlay.DirectRouting {
+		errs = append(errs, fmt.Errorf("settings: encryption is %s; accepted with directRouting: none, since a direct route is in clear", s.Encrypt.Mode))
+	}
+	if s.Encrypt.Mode == encrypt.WireGuard && len(s.Encrypt.ClusterCIDRs) == 0 {
+		errs = append(errs, fmt.Errorf("settings: wireguard.clusterCIDRs is empty; accepted with encryption %s: the ranges that hold all pods, as in kube-controller-manager's --cluster-cidr, since nothing else tells which packets must not leave in clear", s.Encrypt.Mode))
+	}
+	errs = append(errs, disjoint("noMasquerade", s.Overlay.NoMasquerade), disjoint("wireguard.clusterCIDRs", s.Encrypt.ClusterCIDRs))
+	return errors.Join(errs...)
+}
+
+// disjoint refuses what the kernel's sets don't take: a prefix that overlaps
+// another.
+func disjoint(key string, prefixes []netip.Prefix) error {
+	var errs []error
+	for i, c := range prefixes {
+		for _, other := range prefixes[:i] {
 			if c.Overlaps(other) {
-				errs = append(errs, fmt.Errorf("settings: noMasquerade has %s; accepted: ranges that don't overlap, and this one does %s", c, other))
+				errs = append(errs, fmt.Errorf("settings: %s has %s; accepted: ranges that don't overlap, and this one does %s", key, c, other))
 			}
 		}
 	}

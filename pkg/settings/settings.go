@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/overlay"
 )
@@ -34,6 +35,9 @@ type Settings struct {
 	Profiling bool
 
 	CNI CNI
+
+	// Encrypt is about encryption between nodes; plans depend on it as well.
+	Encrypt encrypt.Config
 }
 
 // Underlay chooses this node's underlay addresses. Where nothing is asked
@@ -91,6 +95,9 @@ func Default() Settings {
 		CNI: CNI{
 			BinDir: netconf.BinDir, ConfDir: netconf.ConfDir,
 			Portmap: IfPresent, Bandwidth: IfPresent,
+		},
+		Encrypt: encrypt.Config{
+			Mode: encrypt.None, Port: 51820, Implementation: encrypt.Auto, RotateEvery: 7 * 24 * time.Hour,
 		},
 	}
 }

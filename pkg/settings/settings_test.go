@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/test/testns"
 )
 
@@ -51,6 +52,14 @@ underlay:
   interface: bond0|eth[0-9]+
   cidrs: [2001:db8::/64]
 directRouting: true
+encryption: none
+wireguard:
+  port: 51900
+  implementation: userspace
+  rotateEvery: 24h
+  persistentKeepalive: 25s
+  presharedKeyFile: /etc/weft/psk
+  clusterCIDRs: [10.244.0.0/16, "fd00:10:244::/48"]
 masquerade: false
 noMasquerade:
 - 10.0.0.0/8
@@ -82,6 +91,11 @@ func TestFile(t *testing.T) {
 	want.LogLevel, want.Resync = slog.LevelDebug, 5*time.Minute
 	want.Listen, want.Profiling = "0.0.0.0:9447", true
 	want.CNI = CNI{BinDir: "/usr/lib/cni", ConfDir: "/var/lib/cni/conf", Portmap: Always, Bandwidth: Never}
+	want.Encrypt = encrypt.Config{
+		Mode: encrypt.None, Port: 51900, Implementation: encrypt.Userspace, RotateEvery: 24 * time.Hour, Keepalive: 25 * time.Second,
+		PresharedKeyFile: "/etc/weft/psk",
+		ClusterCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")},
+	}
 	if d := cmp.Diff(want, s, compareSettings); d != "" {
 		t.Errorf("-want +got:\n%s", d)
 	}
@@ -109,13 +123,18 @@ func TestFlagsWin(t *testing.T) {
 		{"noMasquerade", ""},
 		{"directRouting", "false"},
 		{"cni.portmap", "auto"},
+		{"directRouting", "false"},
+		{"encryption", "permissive"},
+		{"wireguard.presharedKeyFile", ""},
+		{"wireguard.persistentKeepalive", "0s"},
 		{"vni", "8"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if s.Overlay.VNI != 8 || s.MTU != 0 || s.Underlay.Interface != nil || len(s.Underlay.CIDRs) != 2 ||
-		s.Overlay.NoMasquerade != nil || s.Overlay.DirectRouting || s.CNI.Portmap != IfPresent {
+		s.Overlay.NoMasquerade != nil || s.Overlay.DirectRouting || s.CNI.Portmap != IfPresent ||
+		s.Encrypt.Mode != encrypt.Permissive || s.Encrypt.PresharedKeyFile != "" || s.Encrypt.Keepalive != 0 {
 		t.Errorf("flags don't win: %+v", s)
 	}
 	if s.Overlay.Port != 8472 {
