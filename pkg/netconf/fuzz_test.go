@@ -29,7 +29,12 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if !netconf.IsName(n.Name) || n.Mode != netconf.ModeCluster || n.IPAM.Type == "" || len(n.Addrs) > 2 ||
+		whole := map[netconf.Mode]bool{
+			netconf.ModeCluster: n.IPAM.Type != "" && len(n.Addrs) <= 2,
+			netconf.ModeOverlay: n.Segment != nil,
+			netconf.ModeSRIOV:   n.VF != nil,
+		}
+		if !netconf.IsName(n.Name) || !whole[n.Mode] ||
 			!filepath.IsAbs(n.DataDir) || !filepath.IsAbs(n.RunDir) || n.MTU < 0 || n.MAC[0]&1 != 0 {
 			t.Fatalf("accepted: %+v", n)
 		}

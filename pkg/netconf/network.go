@@ -22,8 +22,12 @@ import (
 // Mode is what an attachment is made of.
 type Mode string
 
-// ModeCluster is the cluster network: a routed veth, the default.
-const ModeCluster Mode = "cluster"
+// Modes.
+const (
+	ModeCluster Mode = "cluster" // the cluster network: a routed veth, the default
+	ModeSRIOV   Mode = "sriov"   // a virtual function, or a whole NIC
+	ModeOverlay Mode = "overlay" // a tenant's own network: a segment of its own VNI
+)
 
 // Versions are the CNI versions that the plugin speaks, the oldest first.
 var Versions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
@@ -54,6 +58,10 @@ type Network struct {
 	DNS  types.DNS
 	IPAM IPAM
 	Pod  Pod
+	// VF is what ModeSRIOV asks for; nil in other modes.
+	VF *VF
+	// Segment is what ModeOverlay asks for; nil in other modes.
+	Segment *Segment
 
 	// PrevResult is the result of the ADD on CHECK and DEL, nil where the
 	// runtime gave none.
@@ -73,9 +81,12 @@ type Network struct {
 // IPAM says where addresses come from.
 type IPAM struct {
 	// Type is Type for Weft's own allocation, else the name of the plugin that
-	// it is delegated to.
+	// it is delegated to; empty where the interface gets no address.
 	Type string
 }
+
+// None reports whether there are no addresses.
+func (i IPAM) None() bool { return i.Type == "" }
 
 // Own reports whether addresses come from the node's own ranges.
 func (i IPAM) Own() bool { return i.Type == Type }
@@ -166,8 +177,8 @@ func Parse(stdin []byte, env Env) (*Network, error) {
 		return nil, err
 	}
 	for _, read := range []func(fields) error{
-		n.readKeys, n.readPlaces, n.readInterface, n.readIPAM, n.readRoutes, n.readDNS,
-		n.readRequests, n.readPrevResult, n.readValidAttachments,
+		n.readMode, n.readKeys, n.readPlaces, n.readInterface, n.readIPAM, n.readSegment, n.readRoutes, n.readDNS,
+		n.readRequests, n.readVF, n.readPrevResult, n.readValidAttachments,
 	} {
 		if err := read(top); err != nil && env.Command != Del {
 			return nil, err

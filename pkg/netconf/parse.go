@@ -35,9 +35,37 @@ func (n *Network) readIdentity(f fields) error {
 	return nil
 }
 
+// readMode reads what decides about all other keys.
+func (n *Network) readMode(f fields) error {
+	modes := []Mode{ModeCluster, ModeOverlay, ModeSRIOV}
+	mode, want := ModeCluster, list([]string{string(ModeCluster), string(ModeOverlay), string(ModeSRIOV)})
+	if err := f.decode("mode", &mode, want); err != nil {
+		return err
+	}
+	if !slices.Contains(modes, mode) {
+		return f.bad("mode", want)
+	}
+	n.Mode = mode
+	switch {
+	case mode == ModeSRIOV:
+		n.IPAM.Type, n.DefaultRoute = "", false // what it has comes from its IPAM plugin
+	case mode == ModeOverlay && !f.has("ipam"):
+		n.IPAM.Type, n.DefaultRoute = "", false
+	case mode == ModeOverlay:
+		n.DefaultRoute = false
+	}
+	return nil
+}
+
 func (n *Network) readKeys(f fields) error {
 	if f.has("ipMasq") {
 		return fmt.Errorf("%w: ipMasq (%s): masquerading is a setting of weftd", ErrUnsupported, shorten(f.raw["ipMasq"]))
+	}
+	if n.Mode == ModeSRIOV {
+		return f.only(vfKeys, foreign)
+	}
+	if n.Mode == ModeOverlay {
+		return f.only(overlayKeys, foreign)
 	}
 	return f.only(topKeys, foreign)
 }
@@ -64,6 +92,9 @@ func (n *Network) readPlaces(f fields) error {
 	levels := map[string]slog.Level{
 		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
 	}
+	if n.Mode == ModeSRIOV { // sriov-cni's words
+		levels["verbose"], levels["warning"], levels["panic"] = slog.LevelDebug, slog.LevelWarn, slog.LevelError
+	}
 	level := "info"
 	want := "debug, info, warn, error"
 	if err := f.decode("logLevel", &level, want); err != nil {
@@ -78,13 +109,6 @@ func (n *Network) readPlaces(f fields) error {
 
 // readInterface reads what the pod's interface is like.
 func (n *Network) readInterface(f fields) error {
-	mode, want := ModeCluster, string(ModeCluster)
-	if err := f.decode("mode", &mode, want); err != nil {
-		return err
-	}
-	if mode != ModeCluster {
-		return f.bad("mode", want)
-	}
 	mtu, want := 0, fmt.Sprintf("0 (the node's) or %d to %d bytes", minMTU, maxMTU)
 	if err := f.decode("mtu", &mtu, want); err != nil {
 		return err
@@ -92,26 +116,38 @@ func (n *Network) readInterface(f fields) error {
 	if mtu != 0 && (mtu < minMTU || mtu > maxMTU) {
 		return f.bad("mtu", want)
 	}
-	n.Mode, n.MTU = mode, mtu
+	n.MTU = mtu
 	return f.decode("defaultRoute", &n.DefaultRoute, "true or false")
 }
 
 func (n *Network) readIPAM(f fields) error {
+	if n.Mode == ModeOverlay && n.IPAM.None() {
+		return nil
+	}
 	ipam, err := f.object("ipam", "an object with type and routes")
 	if err != nil {
 		return err
 	}
-	kind := Type
+	kind := n.IPAM.Type
 	want := Type + " or the name of an IPAM plugin in CNI_PATH"
 	if err := ipam.decode("type", &kind, want); err != nil {
 		return err
+	}
+	if n.Mode == ModeSRIOV {
+		want = "the name of an IPAM plugin in CNI_PATH, or none; the node's own addresses are routed, which takes the cluster network"
+		if kind == Type {
+			return ipam.bad("type", want)
+		}
+		if kind == "" {
+			return nil // an interface without addresses
+		}
 	}
 	if kind == "" || kind == "." || kind == ".." || strings.ContainsAny(kind, "/\\\x00") {
 		return ipam.bad("type", want)
 	}
 	n.IPAM.Type = kind
-	if !n.IPAM.Own() {
-		return nil // its other keys are the delegate's
+	if !n.IPAM.Own() || n.Mode == ModeOverlay {
+		return nil // its other keys are the delegate's, or the segment's
 	}
 	return ipam.only([]string{"type", "routes"}, nil)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/sriov"
 )
 
 var byValue = cmp.Options{
@@ -184,7 +185,8 @@ func TestParseDelBearsWithConfiguration(t *testing.T) {
 			continue
 		}
 		n := mustParse(t, in, env(netconf.Del))
-		if n.Mode != netconf.ModeCluster || n.IPAM.Type == "" || n.DataDir == "" || n.RunDir == "" {
+		if n.Mode == netconf.ModeCluster && n.IPAM.Type == "" || n.Mode == netconf.ModeSRIOV && n.VF == nil ||
+			n.Mode == netconf.ModeOverlay && n.Segment == nil || n.DataDir == "" || n.RunDir == "" {
 			t.Errorf("%s: DEL would run on %+v", in, n)
 		}
 	}
@@ -271,5 +273,32 @@ func TestParseResult(t *testing.T) {
 		if r, err := netconf.ParseResult([]byte(data), "1.1.0"); err == nil {
 			t.Errorf("%s: accepted as %+v", data, r)
 		}
+	}
+}
+
+// TestParseVF: every key of sriov-cni, and where the runtime's wins.
+func TestParseVF(t *testing.T) {
+	got := mustParse(t, conf(`"mode":"sriov","deviceID":"0000:01:10.0","vlan":100,"vlanQoS":3,"vlanProto":"802.1AD",
+		"mac":"02:00:00:00:00:01","mtu":1400,"spoofchk":"on","trust":"off","link_state":"disable","min_tx_rate":10,"max_tx_rate":100,
+		"bridge":"br0","logLevel":"panic","ipam":{"type":"static","addresses":[]},"resourceName":"weft.dev/netdev",
+		"runtimeConfig":{"deviceID":"0000:01:10.2","mac":"02:00:00:00:00:02","ips":["192.0.2.1/24"],"CNIDeviceInfoFile":"/run/info.json"}`),
+		env(netconf.Add))
+	state, low, high := sriov.StateDisable, 10, 100
+	want := &netconf.VF{
+		Device: "0000:01:10.2", InfoFile: "/run/info.json",
+		Settings: sriov.Settings{
+			MAC: mustMAC(t, "02:00:00:00:00:02"), MTU: 1400, VLAN: &sriov.VLAN{ID: 100, QoS: 3, Proto: sriov.Proto8021AD},
+			SpoofCheck: sriov.On, Trust: sriov.Off, LinkState: &state, MinRate: &low, MaxRate: &high, Bridge: "br0",
+		},
+	}
+	if d := cmp.Diff(want, got.VF); d != "" {
+		t.Error(d)
+	}
+	if got.Mode != netconf.ModeSRIOV || got.DefaultRoute || got.IPAM.Type != "static" || got.LogLevel != slog.LevelError {
+		t.Errorf("%+v", got)
+	}
+	least := mustParse(t, conf(`"mode":"sriov","deviceID":"ens6","ipam":{},"spoofchk":"","trust":"","link_state":""`), env(netconf.Add))
+	if d := cmp.Diff(&netconf.VF{Device: "ens6"}, least.VF); d != "" || !least.IPAM.None() {
+		t.Error(d)
 	}
 }

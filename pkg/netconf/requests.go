@@ -17,7 +17,11 @@ func (n *Network) readRequests(f fields) error {
 	}
 	// Runtimes put in only what the configuration's capabilities ask for, so a
 	// port mapping here was meant for another plugin and would be lost.
-	if err = run.only([]string{"mac", "ips"}, foreign); err != nil {
+	known := []string{"mac", "ips"}
+	if n.Mode == ModeSRIOV {
+		known = append(known, "deviceID", "CNIDeviceInfoFile")
+	}
+	if err = run.only(known, foreign); err != nil {
 		return err
 	}
 	// args are hints, of which any may be ignored (CNI conventions).

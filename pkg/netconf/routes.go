@@ -29,7 +29,7 @@ func (n *Network) readRoutes(f fields) error {
 	}
 	first := map[place]string{}
 	for _, f := range all {
-		r, err := readRoute(f)
+		r, err := n.readRoute(f)
 		if err != nil {
 			return err
 		}
@@ -45,7 +45,7 @@ func (n *Network) readRoutes(f fields) error {
 
 // readRoute reads one route with the keys of a CNI result (CNI specification,
 // section 5, "ADD Success").
-func readRoute(f fields) (r Route, err error) {
+func (n *Network) readRoute(f fields) (r Route, err error) {
 	known := []string{"dst", "gw", "mtu", "advmss", "priority", "table"}
 	if err = f.only(known, nil); err != nil {
 		return r, err
@@ -58,16 +58,12 @@ func readRoute(f fields) (r Route, err error) {
 	if r.Dst, err = netip.ParsePrefix(dst); err != nil || r.Dst != r.Dst.Masked() || r.Dst.Addr().Is4In6() {
 		return r, f.bad("dst", want)
 	}
-	hop := Gateway6
-	if r.Dst.Addr().Is4() {
-		hop = Gateway4
-	}
-	want = fmt.Sprintf("%s or none: the node is a pod's only neighbour", hop)
+	want, isHop := n.hop(r.Dst)
 	if err = f.decode("gw", &gw, want); err != nil {
 		return r, err
 	}
 	if gw != "" {
-		if r.GW, err = netip.ParseAddr(gw); err != nil || r.GW != hop {
+		if r.GW, err = netip.ParseAddr(gw); err != nil || !isHop(r.GW) {
 			return r, f.bad("gw", want)
 		}
 	}
@@ -90,4 +86,18 @@ func readRoute(f fields) (r Route, err error) {
 		}
 	}
 	return r, nil
+}
+
+// hop says which next hops a route to dst may have.
+func (n *Network) hop(dst netip.Prefix) (want string, is func(netip.Addr) bool) {
+	if n.Segment != nil {
+		return "an address of the destination's family on the segment, or none: the range's gateway", func(gw netip.Addr) bool {
+			return gw.Is4() == dst.Addr().Is4() && gw.Zone() == "" && !gw.IsUnspecified() && !gw.IsMulticast()
+		}
+	}
+	hop := Gateway6
+	if dst.Addr().Is4() {
+		hop = Gateway4
+	}
+	return fmt.Sprintf("%s or none: the node is a pod's only neighbour", hop), func(gw netip.Addr) bool { return gw == hop }
 }
