@@ -94,8 +94,22 @@ type Allocator interface {
 // New is the allocator that n asks for. Only Add needs to know the node; the
 // other methods do with a zero one.
 func New(n *netconf.Network, node netconf.Node) Allocator {
-	if !n.IPAM.Own() {
+	switch {
+	case n.IPAM.None():
+		return none{}
+	case !n.IPAM.Own():
 		return newDelegate(n)
+	case n.Segment != nil:
+		return NewLeased(n, nil)
 	}
 	return newLocal(n, node)
 }
+
+// none is for an interface without addresses.
+type none struct{}
+
+func (none) Add(context.Context) (Result, error)        { return Result{}, nil }
+func (none) Check(context.Context, []netip.Addr) error  { return nil }
+func (none) Del(context.Context) error                  { return nil }
+func (none) GC(context.Context, func(Owner) bool) error { return nil }
+func (none) Status(context.Context) error               { return nil }
