@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-cni/weft/pkg/flock"
 )
 
@@ -26,7 +28,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		fmt.Println("held")
-		select {}
+		_ = unix.Pause()
 	}
 	os.Exit(m.Run())
 }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/sriov"
 )
 
 // tempPrefix starts the name of a record that isn't complete yet; no container
@@ -51,11 +52,14 @@ func decode(data []byte) (Attachment, error) {
 		{"podNamespace", "a name", &a.PodNamespace},
 		{"podName", "a name", &a.PodName},
 		{"podUID", "a UID", &a.PodUID},
+		{"vni", "a VXLAN network identifier", &a.VNI},
+		{"port", "what a pod may do on its segment", &a.Port},
 		{"hostLink", wantLink, &a.HostLink},
 		{"podMAC", "an Ethernet address", &a.PodMAC},
 		{"mtu", "a number of bytes", &a.MTU},
 		{"addrs", wantAddrs, &a.Addrs},
 		{"routes", wantRoutes, &a.Routes},
+		{"vf", "a device and its states", &a.VF},
 		{"ipam", "the type of an IPAM plugin", &a.IPAM},
 		{"config", "a network configuration", &a.Config},
 		{"args", "CNI_ARGS", &a.Args},
@@ -111,6 +115,8 @@ func (a Attachment) validate() error {
 		return fault("mode", strconv.Quote(a.Mode), "a mode")
 	case a.HostLink != "" && !netconf.IsLinkName(a.HostLink):
 		return fault("hostLink", strconv.Quote(a.HostLink), wantLink)
+	case a.VF != nil && !sriov.IsAddress(a.VF.Device.Address):
+		return fault("vf.device.address", strconv.Quote(a.VF.Device.Address), "a PCI address")
 	case a.MTU < 0:
 		return fault("mtu", strconv.Itoa(a.MTU), "a number of bytes")
 	case a.IPAM == "":

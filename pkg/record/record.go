@@ -10,6 +10,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/sriov"
 )
 
 // Version is that of the records' format.
@@ -28,6 +29,11 @@ type Attachment struct {
 	PodName      string `json:"podName,omitempty"`
 	PodUID       string `json:"podUID,omitempty"`
 
+	// VNI is the segment's that the attachment is to; 0 in other modes.
+	VNI uint32 `json:"vni,omitempty"`
+	// Port is what the pod may do on the segment.
+	Port netconf.PortOptions `json:"port,omitzero"`
+
 	// HostLink is the name of the pair's end on the node.
 	HostLink string       `json:"hostLink"`
 	PodMAC   kernel.MAC   `json:"podMAC"`
@@ -35,6 +41,9 @@ type Attachment struct {
 	Addrs    []netip.Addr `json:"addrs"`
 	// Routes are all of the pod's through this interface, next hops filled in.
 	Routes []netconf.Route `json:"routes,omitempty"`
+
+	// VF is what a pod of mode sriov has; nil in other modes.
+	VF *VF `json:"vf,omitempty"`
 
 	// IPAM is the type of the IPAM plugin that gave Addrs: "weft", or the
 	// delegate that DEL has to call.
@@ -48,4 +57,17 @@ type Attachment struct {
 	// in. After a reboot nothing of it is left in the kernel, and its
 	// addresses are free.
 	BootID string `json:"bootID"`
+}
+
+// VF is a device that a pod has.
+type VF struct {
+	Device sriov.Device `json:"device"`
+	// Original is its state before anything changed, which it gets back, and
+	// Wanted that in the pod.
+	Original sriov.State `json:"original"`
+	Wanted   sriov.State `json:"wanted"`
+	// Prefixes are Addrs with the lengths of their subnets.
+	Prefixes []netip.Prefix `json:"prefixes,omitempty"`
+	// InfoFile is the device-info file that was written; empty for none.
+	InfoFile string `json:"infoFile,omitempty"`
 }

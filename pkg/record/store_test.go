@@ -19,6 +19,7 @@ import (
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/record"
+	"github.com/weft-cni/weft/pkg/sriov"
 	"github.com/weft-cni/weft/test/testns"
 )
 
@@ -35,16 +36,34 @@ func example() record.Attachment {
 		PodNamespace: "default",
 		PodName:      "web-0",
 		PodUID:       "u",
+		VNI:          1001,
+		Port:         netconf.PortOptions{MACs: []kernel.MAC{{0, 0, 0x5e, 0, 1, 10}}, IPs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}},
 		HostLink:     "weft0123",
 		PodMAC:       kernel.MAC{2, 0, 0, 0, 0, 1},
 		MTU:          1450,
 		Addrs:        []netip.Addr{netip.MustParseAddr("10.244.1.5"), netip.MustParseAddr("fd00::5")},
 		Routes:       []netconf.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: netconf.Gateway4, MTU: 1400}},
-		IPAM:         "weft",
-		Config:       json.RawMessage(`{}`),
-		Args:         "IgnoreUnknown=1",
-		Created:      time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
-		BootID:       "b",
+		VF: &record.VF{
+			Device: sriov.Device{
+				Address: "0000:01:10.0", Parent: "0000:01:10.0", Driver: "igbvf", PF: "0000:01:00.0", PFLink: "eth0",
+				Link: "eth2", NUMANode: -1,
+			},
+			Original: sriov.State{
+				Link: &sriov.Link{Place: sriov.Host, Name: "eth2", AltNames: []string{"enp1s16"}, MTU: 1500},
+				Port: &sriov.Port{SpoofCheck: sriov.On, Trust: sriov.Off},
+			},
+			Wanted: sriov.State{
+				Link: &sriov.Link{Place: sriov.Pod, Name: "net1", AltNames: []string{"enp1s16"}, MTU: 1500, Up: true},
+				Port: &sriov.Port{VLAN: sriov.VLAN{ID: 100, Proto: sriov.Proto8021Q}, SpoofCheck: sriov.On, Trust: sriov.Off},
+			},
+			Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.1.5/24")},
+			InfoFile: "/run/info.json",
+		},
+		IPAM:    "weft",
+		Config:  json.RawMessage(`{}`),
+		Args:    "IgnoreUnknown=1",
+		Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		BootID:  "b",
 	}
 }
 
