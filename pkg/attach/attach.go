@@ -23,7 +23,9 @@ import (
 	"github.com/weft-cni/weft/pkg/flock"
 	"github.com/weft-cni/weft/pkg/ipam"
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/podns"
 	"github.com/weft-cni/weft/pkg/record"
+	"github.com/weft-cni/weft/pkg/sriov"
 	"github.com/weft-cni/weft/pkg/veth"
 )
 
@@ -37,12 +39,19 @@ type Plugin struct {
 	Log    *slog.Logger
 	BootID string     // of this boot, see netconf.BootID
 	Node   *veth.Node // the node's network namespace
+	Sysfs  sriov.Sysfs
 }
 
 // Attach makes an interface in a pod and returns the result as the runtime
 // gets it: JSON, in the version that n asks for. After an error nothing of the
 // interface is left; where something is, the error says that too.
 func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (result []byte, err error) {
+	if n.Mode == netconf.ModeSRIOV {
+		return p.attachVF(ctx, n)
+	}
+	if n.Mode == netconf.ModeOverlay {
+		return p.attachSegment(ctx, n)
+	}
 	node, err := p.ready(n)
 	if err != nil {
 		return nil, err
@@ -92,11 +101,8 @@ func (p *Plugin) Attach(ctx context.Context, n *netconf.Network) (result []byte,
 // ready gives what the daemon says of the node. Without that, pods would
 // start on a node that doesn't reach the others yet.
 func (p *Plugin) ready(n *netconf.Network) (netconf.Node, error) {
-	if n.PrevResult != nil {
-		return netconf.Node{}, &netconf.InputError{
-			Kind: netconf.ErrConfig, Key: "prevResult", Value: "another plugin's result",
-			Want: "none on ADD: weft makes an interface, so it has to be the first of plugins",
-		}
+	if err := first(n); err != nil {
+		return netconf.Node{}, err
 	}
 	node, err := netconf.ReadNode(n.RunDir, p.BootID)
 	if err != nil {
@@ -105,10 +111,39 @@ func (p *Plugin) ready(n *netconf.Network) (netconf.Node, error) {
 	return node, nil
 }
 
+// first makes sure that no other plugin was here before on ADD.
+func first(n *netconf.Network) error {
+	if n.PrevResult == nil {
+		return nil
+	}
+	return &netconf.InputError{
+		Kind: netconf.ErrConfig, Key: "prevResult", Value: "another plugin's result",
+		Want: "none on ADD: weft makes an interface, so it has to be the first of plugins",
+	}
+}
+
+func ownerOf(n *netconf.Network) ipam.Owner {
+	return ipam.Owner{ContainerID: n.Env.ContainerID, IfName: n.Env.IfName}
+}
+
 // notAttached makes sure that nobody has this attachment already: an ADD for
 // it would take its address away. What is left of an ADD that was killed
 // counts as well; the runtime calls DEL on it.
 func (p *Plugin) notAttached(n *netconf.Network) error {
+	if err := p.notRecorded(n); err != nil {
+		return err
+	}
+	there, err := p.Node.Exists(veth.HostLink(n.Env.ContainerID, n.Env.IfName))
+	if err != nil {
+		return err
+	}
+	if there {
+		return fmt.Errorf("%s in container %s: %w, without a record", n.Env.IfName, n.Env.ContainerID, ErrAttached)
+	}
+	return nil
+}
+
+func (p *Plugin) notRecorded(n *netconf.Network) error {
 	rec, err := store(n).Get(n.Env.ContainerID, n.Env.IfName)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -117,13 +152,6 @@ func (p *Plugin) notAttached(n *netconf.Network) error {
 	case rec.BootID == p.BootID:
 		return fmt.Errorf("%s in container %s: %w since %s",
 			n.Env.IfName, n.Env.ContainerID, ErrAttached, rec.Created.Format(time.RFC3339))
-	}
-	there, err := p.Node.Exists(veth.HostLink(n.Env.ContainerID, n.Env.IfName))
-	if err != nil {
-		return err
-	}
-	if there {
-		return fmt.Errorf("%s in container %s: %w, without a record", n.Env.IfName, n.Env.ContainerID, ErrAttached)
 	}
 	return nil
 }
@@ -156,7 +184,7 @@ func inBackground(f func() error) <-chan error {
 // connect makes the pair. Where the node has a route to one of its addresses
 // already, what counts is whose: a host end that no record knows is left from
 // an attachment whose record was lost, and gives way.
-func (p *Plugin) connect(ctx context.Context, n *netconf.Network, pod *veth.Netns, pair veth.Pair, done *undoList) error {
+func (p *Plugin) connect(ctx context.Context, n *netconf.Network, pod *podns.NS, pair veth.Pair, done *undoList) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -233,8 +261,8 @@ func store(n *netconf.Network) record.Store {
 }
 
 // openNetns opens a pod's network namespace.
-func openNetns(path string) (*veth.Netns, error) {
-	pod, err := veth.OpenNetns(path)
+func openNetns(path string) (*podns.NS, error) {
+	pod, err := podns.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNetns, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/weft-cni/weft/pkg/flock"
 	"github.com/weft-cni/weft/pkg/ipam"
@@ -42,6 +43,7 @@ func (p *Plugin) Collect(ctx context.Context, n *netconf.Network) error {
 			keep[owner] = true // its address may be in use
 		}
 	}
+	failed("devices", p.collectDevices(ctx, n))
 	failed("links", p.collectLinks(n, keep))
 	failed("unfinished records", store(n).Clean())
 	failed("addresses", p.collectClaims(ctx, n, keep))
@@ -140,4 +142,14 @@ func (p *Plugin) collectClaims(ctx context.Context, n *netconf.Network, keep map
 	return ipam.New(n, netconf.Node{}).GC(ctx, func(o ipam.Owner) bool {
 		return keep[o] || alive[veth.HostLink(o.ContainerID, o.IfName)]
 	})
+}
+
+// collectDevices restores the devices of pods that have gone, and gives up
+// claims that no record is behind: their ADDs were killed early.
+func (p *Plugin) collectDevices(ctx context.Context, n *netconf.Network) error {
+	err := p.Sweep(ctx, n)
+	return errors.Join(err, devicesOf(n).releaseAll(func(o ipam.Owner) bool {
+		_, err := store(n).Get(o.ContainerID, o.IfName)
+		return errors.Is(err, fs.ErrNotExist)
+	}))
 }

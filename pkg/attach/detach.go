@@ -9,6 +9,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flock"
 	"github.com/weft-cni/weft/pkg/ipam"
 	"github.com/weft-cni/weft/pkg/netconf"
+	"github.com/weft-cni/weft/pkg/podns"
 	"github.com/weft-cni/weft/pkg/record"
 	"github.com/weft-cni/weft/pkg/veth"
 )
@@ -43,10 +44,17 @@ func (p *Plugin) detach(ctx context.Context, n *netconf.Network) error {
 		return err
 	}
 
-	if err = removeRules(as, rec); err != nil {
-		return err
+	if recorded && rec.VF != nil || !recorded && n.Mode == netconf.ModeSRIOV {
+		return p.detachVF(ctx, n, as, rec, recorded)
 	}
-	if err = p.Node.Remove(veth.HostLink(id, ifName)); err != nil {
+	if rec.VNI != 0 {
+		err = p.Node.RemovePort(recordedPort(rec, veth.HostLink(id, ifName)))
+	} else if err = removeRules(as, rec); err == nil {
+		// Of a segment's port without a record the daemon takes back what it
+		// could send from.
+		err = p.Node.Remove(veth.HostLink(id, ifName))
+	}
+	if err != nil {
 		return err
 	}
 	err = ipam.New(as, netconf.Node{}).Del(ctx)
@@ -78,8 +86,8 @@ func removeRules(as *netconf.Network, rec record.Attachment) error {
 	if as.DefaultRoute || len(rec.Addrs) == 0 || as.Env.Netns == "" {
 		return nil
 	}
-	pod, err := veth.OpenNetns(as.Env.Netns)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, veth.ErrNotNetns) {
+	pod, err := podns.Open(as.Env.Netns)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, podns.ErrNotNetns) {
 		return nil
 	}
 	if err != nil {

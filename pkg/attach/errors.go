@@ -10,11 +10,13 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/weft-cni/weft/pkg/control"
 	"github.com/weft-cni/weft/pkg/flock"
 	"github.com/weft-cni/weft/pkg/ipam"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/record"
 	"github.com/weft-cni/weft/pkg/veth"
+	"github.com/weft-cni/weft/pkg/vf"
 )
 
 // Errors of this package's own.
@@ -54,6 +56,8 @@ const (
 	CodeDrift       uint = 104
 	CodeAttached    uint = 105
 	CodeNoIPAM      uint = 106
+	CodeDevice      uint = 107
+	CodeDeviceInUse uint = 108
 	CodeInternal    uint = 999
 )
 
@@ -82,9 +86,19 @@ var codes = []struct {
 	{is(ErrDrift), CodeDrift},
 	{is(ErrAttached), CodeAttached},
 	{is(veth.ErrExists), CodeAttached},
+	{is(vf.ErrExists), CodeAttached},
+	{is(ErrDeviceInUse), CodeDeviceInUse},
+	{is(ErrDevice), CodeDevice},
+	{is(control.ErrRefused), CodeConfig},
+	{is(control.ErrExhausted), CodeExhausted},
+	{is(control.ErrTaken), CodeAddrInUse},
+	{is(control.ErrNoDaemon), CodeTryAgain},
+	{is(control.ErrNotYet), CodeTryAgain},
+	{as[*veth.StationError], CodeAddrInUse},
 	{is(ipam.ErrNoPlugin), CodeNoIPAM},
 	{as[*veth.InUseError], CodeAddrInUse},
 	{as[*veth.KernelError], CodeKernel},
+	{as[*vf.RefusedError], CodeKernel},
 	{as[*record.CorruptError], CodeRecord},
 	{as[*fs.PathError], CodeIO},
 	{as[*os.LinkError], CodeIO},

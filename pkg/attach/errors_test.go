@@ -9,16 +9,20 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weft-cni/weft/pkg/attach"
+	"github.com/weft-cni/weft/pkg/control"
 	"github.com/weft-cni/weft/pkg/flock"
 	"github.com/weft-cni/weft/pkg/ipam"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/record"
 	"github.com/weft-cni/weft/pkg/veth"
+	"github.com/weft-cni/weft/pkg/vf"
 )
 
 const delegates = 42 // a code that only a delegated plugin gives
@@ -53,6 +57,10 @@ var samples = []struct {
 	{attach.ErrAttached, 105},
 	{veth.ErrExists, 105},
 	{ipam.ErrNoPlugin, 106},
+	{fmt.Errorf("%w: no such device", attach.ErrDevice), attach.CodeDevice},
+	{fmt.Errorf("%w by a/net1", attach.ErrDeviceInUse), attach.CodeDeviceInUse},
+	{&vf.RefusedError{Change: "vf vlan 100", Err: syscall.EPROTONOSUPPORT}, attach.CodeKernel},
+	{fmt.Errorf("net1: %w", vf.ErrExists), attach.CodeAttached},
 	{errors.New("anything else"), 999},
 	{types.NewError(delegates, "from a delegate", ""), delegates},
 }
@@ -86,5 +94,20 @@ func TestCodesAreDocumented(t *testing.T) {
 	slices.Sort(sampled)
 	if codes := attach.Codes(); !slices.Equal(codes, documented) || !slices.Equal(codes, sampled) {
 		t.Errorf("codes:\n%v in the code\n%v in docs/errors.md\n%v have samples", codes, documented, sampled)
+	}
+}
+
+// TestSegmentErrorsAreDocumented: docs/errors.md has what each error of a
+// segment says, with its code.
+func TestSegmentErrorsAreDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/errors.md")
+	must(t, err)
+	for _, err := range []error{
+		control.ErrNoDaemon, control.ErrNotYet, control.ErrRefused, control.ErrExhausted, control.ErrTaken,
+		ipam.ErrOutside, ipam.ErrTaken, &veth.StationError{VNI: 1001, What: "…"},
+	} {
+		if row := fmt.Sprintf("\n| %#q (%d) |", err, attach.Report(err).Code); !strings.Contains(string(doc), row) {
+			t.Errorf("docs/errors.md has no row %q", row)
+		}
 	}
 }

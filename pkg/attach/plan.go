@@ -56,6 +56,17 @@ func plan(n *netconf.Network, node netconf.Node, given ipam.Result) (record.Atta
 }
 
 func recordOf(n *netconf.Network, node netconf.Node, pair veth.Pair) record.Attachment {
+	rec := recordFor(n, node.BootID)
+	rec.HostLink = pair.HostLink
+	rec.PodMAC = pair.MAC
+	rec.MTU = pair.MTU
+	rec.Addrs = pair.Addrs
+	rec.Routes = pair.PodRoutes()
+	return rec
+}
+
+// recordFor is the part of a record that doesn't depend on the mode.
+func recordFor(n *netconf.Network, bootID string) record.Attachment {
 	return record.Attachment{
 		ContainerID:  n.Env.ContainerID,
 		IfName:       n.Env.IfName,
@@ -65,16 +76,11 @@ func recordOf(n *netconf.Network, node netconf.Node, pair veth.Pair) record.Atta
 		PodNamespace: n.Pod.Namespace,
 		PodName:      n.Pod.Name,
 		PodUID:       n.Pod.UID,
-		HostLink:     pair.HostLink,
-		PodMAC:       pair.MAC,
-		MTU:          pair.MTU,
-		Addrs:        pair.Addrs,
-		Routes:       pair.PodRoutes(),
 		IPAM:         n.IPAM.Type,
 		Config:       n.Raw,
 		Args:         n.Env.Args,
 		Created:      time.Now().UTC().Truncate(time.Second),
-		BootID:       node.BootID,
+		BootID:       bootID,
 	}
 }
 

@@ -15,11 +15,14 @@ import (
 // not been ready since boot and no pod is there yet, ErrLimited where pods are
 // there that may not reach other nodes, and a delegate's own error.
 func (p *Plugin) Status(ctx context.Context, n *netconf.Network) error {
-	node, err := netconf.ReadNode(n.RunDir, p.BootID)
-	if err != nil {
-		return p.unready(err)
+	var node netconf.Node
+	if n.Mode == netconf.ModeCluster {
+		var err error
+		if node, err = netconf.ReadNode(n.RunDir, p.BootID); err != nil {
+			return p.unready(err)
+		}
 	}
-	err = ipam.New(n, node).Status(ctx)
+	err := ipam.New(n, node).Status(ctx)
 	var delegate *types.Error
 	switch {
 	case err == nil:
