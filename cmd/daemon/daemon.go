@@ -15,16 +15,21 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/attach"
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/settings"
+	"github.com/weft-cni/weft/pkg/sriov"
+	"github.com/weft-cni/weft/pkg/wguser"
 )
 
 // daemon is what the flags say.
 type daemon struct {
-	kubeconfig, node, installFrom, procSys string
-	once, plan                             bool
-	settings                               settingsFlags
+	kubeconfig, node, installFrom, procSys, sysfs string
+
+	once, plan bool
+	settings   settingsFlags
 }
 
 func (d *daemon) run(ctx context.Context, out io.Writer) error {
@@ -66,11 +71,25 @@ func (d *daemon) run(ctx context.Context, out io.Writer) error {
 	case d.once:
 		return a.Once(ctx)
 	}
+	if d.sysfs != "" {
+		go d.sweep(ctx, log, boot)
+	}
 	if err := a.Run(ctx); err != nil {
 		return err
 	}
 	log.Info("weftd ends; the kernel stays as it is")
 	return nil
+}
+
+// sweep restores devices whose pods went while nobody looked. What fails is
+// for the next GC or DEL.
+func (d *daemon) sweep(ctx context.Context, log *slog.Logger, bootID string) {
+	p := &attach.Plugin{Log: log, BootID: bootID, Sysfs: sriov.Sysfs{Root: d.sysfs}}
+	if err := p.Sweep(ctx, &netconf.Network{DataDir: netconf.DataDir, RunDir: netconf.RunDir}); err != nil {
+		log.Warn("not all devices of pods that have gone are restored", "err", err)
+		return
+	}
+	log.Info("devices of pods that have gone are restored")
 }
 
 func (d *daemon) restConfig() (c *rest.Config, err error) {
@@ -114,9 +133,10 @@ the plugin. Pods on the cluster network lose it. The daemon must not run.`,
 			return err
 		}
 		defer handle.Close()
-		return agent.Cleanup(handle, agent.Places{
+		out := c.OutOrStdout()
+		return errors.Join(agent.Cleanup(handle, agent.Places{
 			CNI: parsed.CNI, RunDir: netconf.RunDir, DataDir: netconf.DataDir,
-		}, c.OutOrStdout())
+		}, out), wguser.RemoveSockets(wguser.HostUAPIDir, encrypt.Links(), out))
 	}
 	return c
 }

@@ -59,10 +59,11 @@ objects of the API say. A stop leaves all traffic running.`,
 	f.StringVar(&d.node, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default: $NODE_NAME)")
 	f.StringVar(&d.installFrom, "install-from", "", "directory with the plugin weft, to be installed into cni.binDir (default: it is not installed)")
 	f.StringVar(&d.procSys, "proc-sys", rtnl.ProcSys, "directory of the kernel's sysctls, where they can be written")
+	f.StringVar(&d.sysfs, "sysfs", "", "directory of the kernel's sysfs: at the start, restore the VFs of pods that have gone (default: they wait for DEL or GC)")
 	f.BoolVar(&d.once, "once", false, "bring this node in order once, and exit; the exit code tells whether it is")
 	f.BoolVar(&d.plan, "plan", false, "with --once: only print the operations that it would take")
 	d.settings.addTo(root.Flags())
-	root.AddCommand(versionCommand(), cleanupCommand(), pauseCommand())
+	root.AddCommand(versionCommand(), cleanupCommand(), wireGuardCommand(), leakTestCommand(), pauseCommand())
 	return root
 }
 

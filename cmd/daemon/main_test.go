@@ -29,6 +29,11 @@ func TestBadInput(t *testing.T) {
 		{"n1"},
 		{"cleanup", "--cni-conf-dir=etc"},
 		{"cleanup", "n1"},
+		{"wireguard", "wg0"},
+		{"wireguard", "--wireguard-implementation=kernal"},
+		{"leak-test", "--pod-cidrs=10.244.0.0"},
+		{"leak-test", "--run-dir=/nonexistent"},
+		{"leak-test", "--pod-cidrs=10.244.0.0/16", "--interfaces=nosuch0"},
 	} {
 		c := command()
 		c.SetArgs(args)

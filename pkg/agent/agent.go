@@ -9,11 +9,13 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -31,9 +33,10 @@ import (
 
 	"github.com/weft-cni/weft/api/v1alpha1"
 	weft "github.com/weft-cni/weft/pkg/client/versioned/typed/api/v1alpha1"
+	"github.com/weft-cni/weft/pkg/control"
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/netconf"
-	"github.com/weft-cni/weft/pkg/overlay"
 	"github.com/weft-cni/weft/pkg/settings"
 )
 
@@ -65,6 +68,7 @@ type Agent struct {
 	runner    *runner
 	publisher *publisher
 	recorder  *recorder
+	segments  *segments
 	versions  *versions
 }
 
@@ -74,23 +78,30 @@ func New(o Options) (*Agent, error) {
 	api := rest.CopyConfig(o.API)
 	a.conns = connrotation.NewDialer((&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext)
 	api.Dial = a.conns.DialContext
-	var err error
-	if a.core, a.vteps, err = clients(api); err != nil {
+	core, own, err := clients(api)
+	if err != nil {
 		return nil, err
 	}
+	a.core, a.vteps = core, own.VTEPs()
+	a.segments = newSegments(o, own.SegmentMembers(), own.IPBlocks(), a.metrics)
 	a.publisher = newPublisher(a.vteps, o.Log, a.metrics)
 	a.recorder = newRecorder(a.core, o.Node, o.Log)
 	a.runner = newRunner(o.Kernel, o.Settings, o.Log, a.metrics)
+	a.runner.encryption.store = encrypt.Store{Dir: filepath.Join(o.DataDir, encrypt.KeyDir)}
 	a.runner.attachments = attachmentsIn(o.DataDir, o.BootID)
 	a.runner.readdressed = a.conns.CloseAll
+	a.segments.sealed = a.runner.inbox.seal
 	a.metrics.entries(a.runner.plan)
+	a.metrics.wireGuard(o.Settings.Encrypt.Mode, o.Kernel.PeerTraffic, a.runner.plan)
 	return a, nil
 }
 
-// clients makes clients for Nodes and Events, and for VTEPs. They are narrow:
+// clients makes clients for Nodes and Events, and for Weft's own objects. They are narrow:
 // a client of all of Kubernetes' APIs takes 6 MiB of memory more, and 10 of disk.
-func clients(c *rest.Config) (rest.Interface, weft.VTEPInterface, error) {
-	c.QPS, c.Burst = 20, 40
+func clients(c *rest.Config) (rest.Interface, weft.WeftV1alpha1Interface, error) {
+	// A node that starts with hundreds of segments has some requests to make for
+	// each; the API server's own priorities keep a crowd of nodes in bounds.
+	c.QPS, c.Burst = 100, 200
 	http, err := rest.HTTPClientFor(c)
 	if err != nil {
 		return nil, nil, fmt.Errorf("API client: %w", err)
@@ -111,7 +122,7 @@ func clients(c *rest.Config) (rest.Interface, weft.VTEPInterface, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("API client: %w", err)
 	}
-	return coreClient, weftClient.VTEPs(), nil
+	return coreClient, weftClient, nil
 }
 
 // Run is the daemon's life, until ctx ends. The kernel and the files stay as
@@ -127,16 +138,18 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a.runner.report = a.recorder.report
-	a.runner.announce = func(n Node, self overlay.Self) error { return a.announce(ctx, n, self) }
+	a.runner.announce = func(n Node, self encrypt.Self) error { return a.announce(ctx, n, self) }
 	var group sync.WaitGroup
 	group.Go(func() {
 		cancel(serve(ctx, l, handler(a.runner.alive, a.runner.ready, a.metrics, a.Settings.Profiling)))
 	})
 	group.Go(func() { a.recorder.run(ctx) })
 	group.Go(func() { a.publisher.run(ctx) })
+	group.Go(func() { a.watchPresharedKey(ctx) })
 	pods := make(chan string)
 	group.Go(func() { gatherPods(ctx, pods, a.runner.inbox) })
 	group.Go(func() { a.watchKernel(ctx, pods) })
+	a.runSegments(ctx, &group, cancel)
 	a.watchAPI(ctx, &group)
 	a.runner.run(ctx)
 	group.Wait()
@@ -144,6 +157,22 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// runSegments keeps tenants' networks until ctx ends.
+func (a *Agent) runSegments(ctx context.Context, group *sync.WaitGroup, failed context.CancelCauseFunc) {
+	s := a.segments
+	s.life, s.group, s.report = ctx, group, a.recorder.report
+	s.watchOwn(ctx)
+	group.Go(func() { s.run(ctx) })
+	group.Go(func() { s.runAPI(ctx) })
+	group.Go(func() { s.watchKernel(ctx) })
+	group.Go(func() { s.watchRecords(ctx) })
+	group.Go(func() {
+		if err := control.Serve(ctx, a.RunDir, s.prepare); err != nil {
+			failed(err)
+		}
+	})
 }
 
 // watchAPI leads the API's objects to the runner and the publisher.
@@ -170,9 +199,49 @@ func (a *Agent) watchAPI(ctx context.Context, group *sync.WaitGroup) {
 			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 				return a.vteps.Watch(ctx, o)
 			},
-		}, &v1alpha1.VTEP{}, vtepStore(a.Node, a.runner.inbox, a.publisher.saw), a.metrics)
+		}, &v1alpha1.VTEP{}, a.segments.alsoPeers(vtepStore(a.Node, a.runner.inbox, a.sawOwn)), a.metrics)
 	})
 }
+
+// sawOwn takes this node's VTEP as the API has it, nil for none.
+func (a *Agent) sawOwn(v *v1alpha1.VTEP) {
+	a.publisher.saw(v)
+	if v == nil {
+		return
+	}
+	asked, err := rotationAsked(v)
+	if err != nil {
+		a.Log.Warn("annotation ignored", "err", err)
+		return
+	}
+	a.runner.inbox.put(func(w *work) { w.asked = &asked })
+}
+
+// watchPresharedKey has the runner look at the file of the preshared key when it
+// changes. Nothing tells of a change of a Secret's volume everywhere.
+func (a *Agent) watchPresharedKey(ctx context.Context) {
+	path := a.Settings.Encrypt.PresharedKeyFile
+	if path == "" {
+		return
+	}
+	ticker := time.NewTicker(presharedKeyPeriod)
+	defer ticker.Stop()
+	before, _ := os.ReadFile(path)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if now, _ := os.ReadFile(path); !bytes.Equal(before, now) {
+			before = now
+			a.runner.inbox.put(func(w *work) { w.host = true })
+		}
+	}
+}
+
+// presharedKeyPeriod is the time between two looks at the preshared key's file.
+const presharedKeyPeriod = 2 * time.Second
 
 // watchKernel leads what others change in the kernel to the runner, and the
 // names of pods' links that change to pods.
@@ -208,7 +277,7 @@ func (a *Agent) event(ctx context.Context, e kernel.Event, pods chan<- string) {
 
 // announce tells that the node is in order: the plugin by the node file, the
 // runtime by the network configuration, and the other nodes by the VTEP.
-func (a *Agent) announce(ctx context.Context, n Node, self overlay.Self) error {
+func (a *Agent) announce(ctx context.Context, n Node, self encrypt.Self) error {
 	changed, err := netconf.WriteNode(a.RunDir, netconf.Node{
 		Name: n.Name, BootID: a.BootID, PodCIDRs: self.PodCIDRs, MTU: self.MTU,
 	})
@@ -221,7 +290,8 @@ func (a *Agent) announce(ctx context.Context, n Node, self overlay.Self) error {
 	if err := a.writeConfList(ctx); err != nil {
 		return err
 	}
-	a.publisher.publish(vtepOf(n, self, a.Settings.Overlay.Port))
+	a.publisher.publish(vtepOf(n, self, a.Settings))
+	a.segments.ready(n, self.Self)
 	return nil
 }
 

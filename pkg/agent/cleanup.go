@@ -4,13 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/record"
+	"github.com/weft-cni/weft/pkg/segment"
 	"github.com/weft-cni/weft/pkg/settings"
 )
 
@@ -60,7 +64,10 @@ func Cleanup(k Kernel, p Places, w io.Writer) error {
 }
 
 func cleanKernel(k Kernel, w io.Writer) error {
-	have, err := k.Read(rtnl.Names{Links: ownNames().Links, Tables: ownNames().Tables})
+	have, err := k.Read(rtnl.Names{
+		Links:  slices.Concat(ownNames().Links, segment.Names.Links),
+		Tables: slices.Concat(ownNames().Tables, segment.Names.Tables),
+	})
 	if err != nil {
 		return fmt.Errorf("read the kernel: %w", err)
 	}
@@ -70,6 +77,12 @@ func cleanKernel(k Kernel, w io.Writer) error {
 	}
 	for _, name := range links {
 		have.Put(kernel.ForeignLink{Name: name, Detail: "a pod's"})
+	}
+	// A process leaves its devices there, and what is at rest isn't read.
+	for _, name := range encrypt.Links() {
+		if _, err := net.InterfaceByName(name); err == nil {
+			have.Put(kernel.ForeignLink{Name: name, Detail: "WireGuard"})
+		}
 	}
 	ops := kernel.Diff(kernel.State{}, have, nil)
 	for _, op := range ops {

@@ -19,9 +19,12 @@ type fakeKernel struct {
 	refuse func(kernel.Op) error // nil refuses nothing
 	broken error                 // what reads give
 	event  func(kernel.Event)
-	// calls counts whole reads and single keys read.
-	reads, keys int
-	applied     []kernel.Op
+	// calls counts whole reads, single keys read, and those of them that a
+	// kernel tells only together with all others.
+	reads, keys, together int
+	applied               []kernel.Op
+	noWireGuard           bool
+	traffic               []rtnl.PeerTraffic
 }
 
 func newFakeKernel(addrs ...rtnl.HostAddr) *fakeKernel {
@@ -37,10 +40,23 @@ func (f *fakeKernel) Read(rtnl.Names) (kernel.State, error) {
 
 func (f *fakeKernel) ReadKeys(keys kernel.Keys) (kernel.State, error) {
 	f.keys += len(keys)
+	for k := range keys {
+		if k.Together() {
+			f.together++
+		}
+	}
 	return f.state.Only(keys), f.broken
 }
 
 func (f *fakeKernel) HostAddrs(rtnl.Names) ([]rtnl.HostAddr, error) { return f.addrs, f.broken }
+
+func (f *fakeKernel) HasWireGuard() (bool, error) { return !f.noWireGuard, f.broken }
+
+func (f *fakeKernel) PeerTraffic([]string) ([]rtnl.PeerTraffic, error) { return f.traffic, f.broken }
+
+func (f *fakeKernel) HasLink(name string) (bool, error) {
+	return f.state[kernel.Key{Kind: kernel.KindLink, Name: name}] != nil, f.broken
+}
 
 func (f *fakeKernel) PodLinks() (names []string, err error) {
 	for k := range f.state {
@@ -82,8 +98,8 @@ func (f *fakeKernel) Apply(ops []kernel.Op) (failed []rtnl.OpError) {
 // hasLink reports whether there is a place for an object.
 func (f *fakeKernel) hasLink(k kernel.Key) bool {
 	switch k.Kind {
-	case kernel.KindAddr, kernel.KindFDB, kernel.KindNeigh, kernel.KindRoute:
-		if _, ok := f.state[kernel.Key{Kind: kernel.KindLink, Name: k.Name}]; ok {
+	case kernel.KindAddr, kernel.KindFDB, kernel.KindNeigh, kernel.KindPeer, kernel.KindRoute, kernel.KindPort, kernel.KindStation:
+		if _, ok := f.state[kernel.Key{Kind: kernel.KindLink, Name: k.Link()}]; ok || k.Name == "" {
 			return true
 		}
 		for _, a := range f.addrs {
@@ -92,7 +108,7 @@ func (f *fakeKernel) hasLink(k kernel.Key) bool {
 			}
 		}
 		return false
-	case kernel.KindSysctl, kernel.KindRules, kernel.KindElement, kernel.KindLink:
+	case kernel.KindSysctl, kernel.KindRules, kernel.KindElement, kernel.KindLink, kernel.KindRule:
 	}
 	return true
 }
@@ -102,8 +118,6 @@ func (f *fakeKernel) put(o kernel.Object) {
 	switch k := o.Key(); k.Kind {
 	case kernel.KindRules:
 		f.event(kernel.Event{Key: k})
-	case kernel.KindElement:
-		f.event(kernel.Event{Key: kernel.Key{Kind: kernel.KindRules, Name: k.Table()}})
 	default:
 		f.event(kernel.Event{Key: k, Object: o})
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"maps"
 	"sync"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/overlay"
@@ -33,6 +34,15 @@ type work struct {
 	pods links
 	// host says that interfaces or addresses that aren't ours changed.
 	host bool
+	// sessions says that it is time to look at WireGuard's sessions.
+	sessions bool
+	// asked is when an operator wanted keys made before then replaced; nil
+	// where nothing was said.
+	asked *time.Time
+	// seal says whether the node has encrypted segments; nil where nothing was
+	// said. sealed are told, after the pass, why it can't have them.
+	seal   *bool
+	sealed []chan<- error
 	// all asks for a comparison of everything with the kernel.
 	all bool
 }
@@ -81,6 +91,17 @@ func (i *inbox) peer(name string, c claim) {
 
 func (i *inbox) peers(all map[string]claim) {
 	i.put(func(w *work) { w.peers, w.listed = all, true })
+}
+
+// seal says whether the node has encrypted segments; done is told what became of
+// it, nil for nobody.
+func (i *inbox) seal(on bool, done chan<- error) {
+	i.put(func(w *work) {
+		w.seal = &on
+		if done != nil {
+			w.sealed = append(w.sealed, done)
+		}
+	})
 }
 
 func (i *inbox) node(n Node) { i.put(func(w *work) { w.node = &n }) }

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/overlay"
@@ -126,11 +127,11 @@ func (l *live) missing() ([]kernel.Op, error) {
 			return err
 		}
 		keepRouterAdvertisements([]overlay.Underlay{{Link: "eth0", Addr: l.node.InternalIPs[1], AcceptRA: true}}, self.Underlay)
-		p := newPlan(l.set.Overlay)
+		p := newPlan(l.set.Overlay, l.set.Encrypt)
 		for _, c := range l.peers {
 			p.set(*c.peer)
 		}
-		p.build(self)
+		p.build(encrypt.Self{Self: self})
 		have, err := handle.Read(rtnl.NamesOf(p.want))
 		ops = kernel.Diff(p.want, have, nil)
 		return err

@@ -21,6 +21,8 @@ type metrics struct {
 	passes   *prometheus.HistogramVec
 	watches  *prometheus.GaugeVec
 	last     prometheus.Gauge
+
+	info, keyAge *prometheus.GaugeVec // of WireGuard; nil where nothing shows them
 }
 
 func newMetrics(version string) *metrics {
@@ -102,7 +104,11 @@ func (m *metrics) observe(peers int, now conditions) {
 	m.states.WithLabelValues("conflicting").Set(float64(conflicts))
 	m.states.WithLabelValues("unreachable").Set(float64(unreachable))
 	m.states.WithLabelValues("malformed").Set(float64(now.count(reasonPeerMalformed)))
-	for _, reason := range []string{reasonUnderlayLost, reasonNoPodCIDRs, reasonNoNode, reasonMTUMismatch} {
+	for _, reason := range []string{
+		reasonUnderlayLost, reasonNoPodCIDRs, reasonNoNode, reasonMTUMismatch,
+		reasonNoWireGuard, reasonOutside, reasonNoPrivateKey, reasonPresharedKey, reasonPeerWithoutKey, reasonPeerStrict,
+		reasonOtherPSK, reasonPeerSilent, reasonRotationPostpone,
+	} {
 		m.notes.WithLabelValues(reason).Set(float64(now.count(reason)))
 	}
 }

@@ -6,9 +6,9 @@ import (
 	"io"
 	"sync"
 
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
-	"github.com/weft-cni/weft/pkg/overlay"
 )
 
 // Once does what Run does at its start, and returns: one comparison of
@@ -18,7 +18,7 @@ func (a *Agent) Once(ctx context.Context) error {
 	if err := a.installPlugin(); err != nil {
 		return err
 	}
-	a.runner.announce = func(n Node, self overlay.Self) error { return a.announce(ctx, n, self) }
+	a.runner.announce = func(n Node, self encrypt.Self) error { return a.announce(ctx, n, self) }
 	if err := a.look(ctx); err != nil {
 		return err
 	}
@@ -29,8 +29,9 @@ func (a *Agent) Once(ctx context.Context) error {
 // w, and does nothing.
 func (a *Agent) Plan(ctx context.Context, w io.Writer) error {
 	a.runner.kernel = dryRun{a.Kernel, w}
-	a.runner.announce = func(n Node, self overlay.Self) error {
-		a.publisher.publish(vtepOf(n, self, a.Settings.Overlay.Port))
+	a.runner.encryption.dry = true
+	a.runner.announce = func(n Node, self encrypt.Self) error {
+		a.publisher.publish(vtepOf(n, self, a.Settings))
 		return nil
 	}
 	if err := a.look(ctx); err != nil {

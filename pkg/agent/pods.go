@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -61,6 +63,9 @@ func (r *runner) restorePods(all bool, dirty links) {
 	if err != nil {
 		r.log.Warn("records of attachments that can't be read are left to GC", "err", err)
 	}
+	if all {
+		r.stranded = stranded(attached, r.plan.self.PodCIDRs)
+	}
 	names, err := r.kernel.PodLinks()
 	if err != nil {
 		r.metrics.failed(stepRead)
@@ -70,6 +75,7 @@ func (r *runner) restorePods(all bool, dirty links) {
 	for _, a := range attached {
 		_, isDirty := dirty[a.HostLink]
 		switch {
+		case a.VNI != 0: // a segment's are package segment's
 		case !all && !isDirty || !slices.Contains(names, a.HostLink):
 		case time.Since(a.Created) < podGrowth:
 			young[a.HostLink] = struct{}{}
@@ -89,6 +95,21 @@ func (r *runner) restorePods(all bool, dirty links) {
 	ops := kernel.Diff(want, have, nil)
 	failed, _ := r.apply(ops) // none is the node's own
 	r.repaired(slices.DeleteFunc(ops, func(op kernel.Op) bool { return failed.Covers(op.Key()) }))
+}
+
+// stranded names the pods on the cluster network whose address is in none of the
+// node's pod CIDRs: a Node that was deleted and made anew may have been given
+// others, and its pods live on.
+func stranded(attached []record.Attachment, podCIDRs []netip.Prefix) (pods []string) {
+	for _, a := range attached {
+		for _, ip := range a.Addrs {
+			inside := slices.ContainsFunc(podCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) })
+			if a.Mode == string(netconf.ModeCluster) && a.IPAM == netconf.Type && !inside {
+				pods = append(pods, fmt.Sprintf("%s/%s with %s", a.PodNamespace, a.PodName, ip))
+			}
+		}
+	}
+	return pods
 }
 
 // attachmentsIn gives the attachments on record in dataDir that were made

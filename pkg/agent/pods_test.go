@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,6 +52,29 @@ func TestPodsAreRestored(t *testing.T) {
 	want.Merge(pod(attached[1]))
 	if d := cmp.Diff(want.String(), w.kernel.state.String()); d != "" {
 		t.Errorf("after a resync (-want +got):\n%s", d)
+	}
+}
+
+// A Node that was deleted and made anew may have other pod CIDRs than its pods.
+func TestStrandedPodsAreTold(t *testing.T) {
+	w := newWorld(t)
+	w.list()
+	inside := w.runner.node.PodCIDRs[0].Addr().Next()
+	attached := []record.Attachment{
+		{Mode: "cluster", IPAM: "weft", PodNamespace: "a", PodName: "here", Addrs: []netip.Addr{inside}},
+		{Mode: "cluster", IPAM: "static", PodNamespace: "a", PodName: "delegated", Addrs: []netip.Addr{netip.MustParseAddr("198.51.100.7")}},
+		{Mode: "cluster", IPAM: "weft", PodNamespace: "a", PodName: "lost", Addrs: []netip.Addr{netip.MustParseAddr("10.99.0.7")}},
+	}
+	w.runner.attachments = func() ([]record.Attachment, error) { return attached, nil }
+	w.resync()
+	note := w.runner.conditions["pods"].note
+	if !strings.Contains(note, "1 pod (a/lost with 10.99.0.7)") {
+		t.Errorf("told: %q", note)
+	}
+	attached = attached[:2]
+	w.resync()
+	if len(w.runner.conditions) > 0 {
+		t.Errorf("still told: %v", w.runner.conditions)
 	}
 }
 

@@ -13,7 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-cni/weft/api/v1alpha1"
-	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/pkg/encrypt"
+	"github.com/weft-cni/weft/pkg/settings"
 )
 
 // vteps is what the publisher needs of the generated client.
@@ -138,7 +139,7 @@ func upToDate(want, have *v1alpha1.VTEP) bool {
 }
 
 // vtepOf is the VTEP of this node.
-func vtepOf(n Node, self overlay.Self, port uint16) *v1alpha1.VTEP {
+func vtepOf(n Node, self encrypt.Self, s settings.Settings) *v1alpha1.VTEP {
 	v := &v1alpha1.VTEP{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: n.Name,
@@ -147,7 +148,7 @@ func vtepOf(n Node, self overlay.Self, port uint16) *v1alpha1.VTEP {
 			}},
 		},
 		Spec: v1alpha1.VTEPSpec{
-			NodeUID: n.UID, MAC: self.MAC.String(), Port: int32(port), MTU: int32(self.Underlay[0].MTU),
+			NodeUID: n.UID, MAC: self.MAC.String(), Port: int32(s.Overlay.Port), MTU: int32(self.Underlay[0].MTU),
 		},
 	}
 	for _, u := range self.Underlay {
@@ -156,11 +157,53 @@ func vtepOf(n Node, self overlay.Self, port uint16) *v1alpha1.VTEP {
 	for _, c := range self.PodCIDRs {
 		v.Spec.PodCIDRs = append(v.Spec.PodCIDRs, c.String())
 	}
+	if s.Encrypt.Mode != encrypt.None || self.Inner.Addr.IsValid() && len(self.Keys) > 0 {
+		v.Spec.WireGuard = wireGuardOf(self, s.Encrypt)
+	}
 	return v
+}
+
+func wireGuardOf(self encrypt.Self, c encrypt.Config) *v1alpha1.WireGuard {
+	w := &v1alpha1.WireGuard{Mode: string(c.Mode), Port: int32(c.Port), Implementation: string(encrypt.Kernel)}
+	if self.Userspace {
+		w.Implementation = string(encrypt.Userspace)
+	}
+	if len(self.Preshared) > 0 {
+		w.PresharedKeyHash = self.Preshared[0].Hash()
+	}
+	for _, k := range self.Keys {
+		w.Keys = append(w.Keys, v1alpha1.WireGuardKey{Slot: int32(k.Slot), PublicKey: k.Private.Public().String()})
+	}
+	return w
+}
+
+// rotateBefore is the annotation of a VTEP by which an operator has a node
+// replace its key: a time (RFC 3339), not in the future. A key made before it
+// is replaced.
+const rotateBefore = "weft.dev/rotate-keys-before"
+
+// rotationAsked reads the annotation, the zero time where there is none.
+func rotationAsked(v *v1alpha1.VTEP) (time.Time, error) {
+	text, ok := v.Annotations[rotateBefore]
+	if !ok {
+		return time.Time{}, nil
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("vtep %s: annotation %s is %q; accepted: a time such as 2026-11-01T12:00:00Z", v.Name, rotateBefore, text)
+	}
+	return at, nil
 }
 
 // describe shows a VTEP on one line.
 func describe(v *v1alpha1.VTEP) string {
-	return fmt.Sprintf("node %s underlay %v mac %s port %d mtu %d podCIDRs %v",
+	text := fmt.Sprintf("node %s underlay %v mac %s port %d mtu %d podCIDRs %v",
 		v.Spec.NodeUID, v.Spec.Underlay, v.Spec.MAC, v.Spec.Port, v.Spec.MTU, v.Spec.PodCIDRs)
+	if w := v.Spec.WireGuard; w != nil {
+		text += fmt.Sprintf(" wireGuard %s port %d keys", w.Mode, w.Port)
+		for _, k := range w.Keys {
+			text += fmt.Sprintf(" %d:%s", k.Slot, k.PublicKey)
+		}
+	}
+	return text
 }

@@ -13,7 +13,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-cni/weft/api/v1alpha1"
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/pkg/settings"
 )
 
 // fakeVTEPs is an API that holds one VTEP, with versions.
@@ -63,12 +65,14 @@ func (f *fakeVTEPs) Update(_ context.Context, v *v1alpha1.VTEP, _ metav1.UpdateO
 }
 
 func TestPublisher(t *testing.T) {
-	self := overlay.Self{
+	self := encrypt.Self{Self: overlay.Self{
 		Name: "self", MAC: overlay.VTEPMAC("self"), PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")},
 		Underlay: []overlay.Underlay{{Addr: netip.MustParseAddr("192.0.2.1"), MTU: 1500}},
-	}
-	want := vtepOf(Node{Name: "self", UID: "1"}, self, 4789)
-	old := vtepOf(Node{Name: "self", UID: "0"}, self, 8472)
+	}}
+	other := settings.Default()
+	other.Overlay.Port = 8472
+	want := vtepOf(Node{Name: "self", UID: "1"}, self, settings.Default())
+	old := vtepOf(Node{Name: "self", UID: "0"}, self, other)
 	for name, test := range map[string]struct {
 		there, saw *v1alpha1.VTEP
 		unseen     bool
@@ -134,12 +138,12 @@ func TestPublisher(t *testing.T) {
 // Labels and annotations are somebody else's.
 func TestPublisherKeepsWhatIsNotItsOwn(t *testing.T) {
 	api := &fakeVTEPs{}
-	self := overlay.Self{Name: "self", Underlay: []overlay.Underlay{{Addr: netip.MustParseAddr("192.0.2.1")}}}
-	v := vtepOf(Node{Name: "self", UID: "0"}, self, 4789)
+	self := encrypt.Self{Self: overlay.Self{Name: "self", Underlay: []overlay.Underlay{{Addr: netip.MustParseAddr("192.0.2.1")}}}}
+	v := vtepOf(Node{Name: "self", UID: "0"}, self, settings.Default())
 	v.Labels = map[string]string{"rack": "7"}
 	p := newPublisher(api, slog.New(slog.DiscardHandler), newMetrics("test"))
 	p.saw(api.put(v))
-	p.publish(vtepOf(Node{Name: "self", UID: "1"}, self, 4789))
+	p.publish(vtepOf(Node{Name: "self", UID: "1"}, self, settings.Default()))
 	if err := p.once(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/overlay"
@@ -31,12 +33,18 @@ type Kernel interface {
 	HostAddrs(own rtnl.Names) ([]rtnl.HostAddr, error)
 	// PodLinks lists the names of the host ends of pods' veths.
 	PodLinks() ([]string, error)
+	// HasLink reports whether there is a link of that name.
+	HasLink(name string) (bool, error)
+	// HasWireGuard reports whether the kernel can make WireGuard devices.
+	HasWireGuard() (bool, error)
+	// PeerTraffic gives what WireGuard devices have seen of their peers.
+	PeerTraffic(links []string) ([]rtnl.PeerTraffic, error)
 	// Watch tells changes until ctx ends or the watch fails.
 	Watch(ctx context.Context, names rtnl.Names) (<-chan kernel.Event, error)
 }
 
 // ownNames are the names that everything of ours goes by.
-func ownNames() rtnl.Names { return rtnl.Names(overlay.Names) }
+func ownNames() rtnl.Names { return rtnl.Names(encrypt.Names) }
 
 // runner is the one goroutine that changes the kernel. What it keeps between
 // two passes follows from the objects of the API; the kernel itself is read
@@ -51,7 +59,7 @@ type runner struct {
 	report func(reason, note string)
 	// announce is called after each comparison of everything that left the
 	// node itself in order, and after each change of the Node.
-	announce func(Node, overlay.Self) error
+	announce func(Node, encrypt.Self) error
 	// readdressed is called when the node has lost an address: connections
 	// from there are dead without a word.
 	readdressed func()
@@ -59,11 +67,15 @@ type runner struct {
 	attachments func() ([]record.Attachment, error)
 
 	plan       *plan
+	encryption *encryption
+	traffic    traffic
 	listed     bool             // the plan has all peers that there are
 	malformed  map[string]error // VTEPs that are no peers, by name
 	node       *Node            // nil before it was first told
 	addrs      []rtnl.HostAddr  // of the last look
 	host       error            // why there is no plan for the node as it is now
+	refused    error            // of an operation that encrypted segments alone need
+	stranded   []string         // pods whose addresses lead to another node, or nowhere
 	conditions conditions       // what an operator has been told
 	undone     undone
 	done       bool // everything has been in order once
@@ -76,7 +88,8 @@ type runner struct {
 // undone is what a pass left to the next.
 type undone struct {
 	all   bool
-	keys  kernel.Keys
+	keys  kernel.Keys   // where something was asked for
+	drift kernel.Keys   // where somebody else changed the kernel
 	delay time.Duration // until then; 0 when there is nothing
 }
 
@@ -88,11 +101,13 @@ func newRunner(k Kernel, s settings.Settings, log *slog.Logger, m *metrics) *run
 	r := &runner{
 		kernel: k, settings: s, log: log, metrics: m, inbox: newInbox(),
 		report:   func(string, string) {},
-		announce: func(Node, overlay.Self) error { return nil },
+		announce: func(Node, encrypt.Self) error { return nil },
 
 		readdressed: func() {},
 		attachments: func() ([]record.Attachment, error) { return nil, nil },
-		plan:        newPlan(s.Overlay), malformed: map[string]error{}, conditions: conditions{},
+		plan:        newPlan(s.Overlay, s.Encrypt), malformed: map[string]error{}, conditions: conditions{},
+		encryption: &encryption{config: s.Encrypt, log: log, inKernel: k.HasWireGuard},
+		traffic:    traffic{},
 	}
 	r.settle(nil)
 	return r
@@ -100,10 +115,12 @@ func newRunner(k Kernel, s settings.Settings, log *slog.Logger, m *metrics) *run
 
 // run makes passes until ctx ends. A stop leaves the kernel as it is.
 func (r *runner) run(ctx context.Context) {
-	resync, retry := time.NewTimer(r.period()), time.NewTimer(0)
+	resync, retry, sessions := time.NewTimer(r.period()), time.NewTimer(0), time.NewTimer(0)
 	retry.Stop()
+	sessions.Stop()
 	defer resync.Stop()
 	defer retry.Stop()
+	defer sessions.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -113,10 +130,15 @@ func (r *runner) run(ctx context.Context) {
 		case <-resync.C:
 			r.inbox.put(func(w *work) { w.all = true })
 			resync.Reset(r.period())
+		case <-sessions.C:
+			r.inbox.put(func(w *work) { w.sessions = true })
 		}
 		r.pass(r.inbox.take())
 		if r.undone.delay > 0 {
 			retry.Reset(r.undone.delay)
+		}
+		if r.traffic.delay > 0 {
+			sessions.Reset(r.traffic.delay)
 		}
 	}
 }
@@ -132,7 +154,7 @@ func (r *runner) once(ctx context.Context) error {
 			r.pass(r.inbox.take())
 		}
 	}
-	if n := len(r.undone.keys); n > 0 && r.ready() == nil {
+	if n := len(r.undone.keys) + len(r.undone.drift); n > 0 && r.ready() == nil {
 		return fmt.Errorf("the kernel refused %d operations", n)
 	}
 	return r.ready()
@@ -155,19 +177,32 @@ func (r *runner) pass(w work) {
 	before := r.undone
 	r.undone = undone{}
 	changed := r.learn(w)
+	concerned := len(changed) > 0
+	if err := r.watchTraffic(w); err != nil {
+		r.metrics.failed(stepRead)
+		r.log.Warn("sessions of WireGuard can't be read", "err", err)
+	} else {
+		maps.Copy(changed, r.plan.observe(r.traffic.sessions()))
+	}
 	moved, err := r.look(w)
+	r.pace(w, concerned || moved)
 	if err == nil && r.listed && r.plan.built() {
+		w.keys = joined(w.keys, before.drift)
+		r.plan.doubt(joined(w.keys, before.keys))
 		maps.Copy(changed, before.keys)
 		w.all = w.all || before.all || !r.done
 		err = r.sync(w, changed, moved)
 	}
-	if r.done && (w.all || len(w.pods) > 0) {
-		r.restorePods(w.all, w.pods)
+	if r.done && (w.all || moved || len(w.pods) > 0) {
+		r.restorePods(w.all || moved, w.pods)
 	}
-	if r.undone.all || len(r.undone.keys) > 0 {
+	if r.undone.all || len(r.undone.keys)+len(r.undone.drift) > 0 {
 		r.undone.delay = min(max(firstRetry, 2*before.delay), r.settings.Resync)
 	}
 	r.settle(err)
+	for _, asked := range w.sealed {
+		asked <- cmp.Or(r.ready(), r.encryption.unsealed, r.refused)
+	}
 }
 
 // sync brings the kernel in line with the plan: everywhere, or where peers or
@@ -176,8 +211,7 @@ func (r *runner) pass(w work) {
 // single peer.
 func (r *runner) sync(w work, changed kernel.Keys, moved bool) error {
 	start, all := time.Now(), w.all || moved
-	scope := maps.Clone(changed)
-	maps.Copy(scope, w.keys)
+	scope := joined(changed, w.keys)
 	if !all && len(scope) == 0 && w.node == nil {
 		return nil
 	}
@@ -187,13 +221,14 @@ func (r *runner) sync(w work, changed kernel.Keys, moved bool) error {
 	ops, err := r.compare(all, scope)
 	if err != nil {
 		r.metrics.failed(stepRead)
-		r.undone = undone{all: all, keys: scope}
+		r.undone = undone{all: all, keys: changed, drift: w.keys}
 		return err
 	}
+	r.refused = nil // what failed before is tried again
 	failed, err := r.apply(ops)
 	r.undone.keys = failed
-	if r.done && !moved {
-		// What nobody asked for was drift.
+	if r.done && !moved { // what nobody asked for was drift
+		r.undone.keys, r.undone.drift = split(failed, changed)
 		r.repaired(slices.DeleteFunc(ops, func(op kernel.Op) bool {
 			return changed.Covers(op.Key()) || failed.Covers(op.Key())
 		}))
@@ -245,9 +280,15 @@ func (r *runner) look(w work) (moved bool, err error) {
 	if w.node != nil {
 		r.node = w.node
 	}
-	stale := w.node != nil || w.host || w.all || r.host != nil || !r.plan.built()
+	if w.seal != nil {
+		r.encryption.sealed = *w.seal
+	}
+	stale := w.node != nil || w.host || w.all || w.seal != nil || r.host != nil || !r.plan.built() || r.rotates()
 	if !r.listed || r.node == nil || !stale {
 		return false, nil
+	}
+	if !r.plan.built() {
+		r.encryption.sealed = r.encryption.sealed || sealedOnRecord(r.attachments)
 	}
 	addrs, err := r.kernel.HostAddrs(ownNames())
 	if err != nil {
@@ -258,17 +299,25 @@ func (r *runner) look(w work) (moved bool, err error) {
 		r.readdressed()
 	}
 	r.addrs = addrs
-	var self overlay.Self
-	self, r.host = selfOf(*r.node, r.settings, addrs)
-	if self.LooseReversePath, err = r.loose(); err != nil {
+	on, host := selfOf(*r.node, r.settings, addrs)
+	r.host = host
+	if on.LooseReversePath, err = r.loose(); err != nil {
 		r.undone.all = true
 		return false, err
 	}
-	keepRouterAdvertisements(r.plan.self.Underlay, self.Underlay)
+	keepRouterAdvertisements(r.plan.self.Underlay, on.Underlay)
+	self := encrypt.Self{Self: on}
+	if r.host == nil {
+		if err = r.retire(); err != nil {
+			r.log.Warn("the old WireGuard key stays for now", "err", err)
+		}
+		self, r.host = r.encryption.self(on, len(r.plan.sessions) > 0, time.Now())
+	}
 	if r.host != nil || r.plan.built() && reflect.DeepEqual(self, r.plan.self) {
 		return false, nil //nolint:nilerr // settle tells of host; the plan stays
 	}
 	r.log.Info("planning for this node", "underlay", self.Underlay, "podCIDRs", self.PodCIDRs, "mtu", self.MTU, "mac", self.MAC)
+	r.rekeyed(r.plan.self.Keys, self.Keys)
 	r.plan.build(self)
 	return true, nil
 }
@@ -278,61 +327,6 @@ func (r *runner) loose() (bool, error) {
 	key := kernel.Sysctl{Name: overlay.ReversePathFilter}.Key()
 	have, err := r.kernel.ReadKeys(kernel.Keys{key: {}})
 	return have[key] == kernel.Sysctl{Name: overlay.ReversePathFilter, Value: "2"}, err
-}
-
-// compare reads the kernel and gives what has to be done there.
-func (r *runner) compare(all bool, scope kernel.Keys) ([]kernel.Op, error) {
-	var have kernel.State
-	var err error
-	if all {
-		scope = nil
-		names := ownNames()
-		names.Sysctls = rtnl.NamesOf(r.plan.want).Sysctls
-		have, err = r.kernel.Read(names)
-	} else {
-		have, err = r.kernel.ReadKeys(scope)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return kernel.Diff(r.plan.want, have, scope), nil
-}
-
-// apply carries ops out and gives the keys of those that failed, with an error
-// if one of them is the node's own.
-func (r *runner) apply(ops []kernel.Op) (failed kernel.Keys, err error) {
-	if r.log.Enabled(context.Background(), slog.LevelDebug) {
-		for _, op := range ops {
-			r.log.Debug("applying", "op", op)
-		}
-	}
-	failed, node := kernel.Keys{}, r.plan.node()
-	for i, f := range r.kernel.Apply(ops) {
-		r.metrics.failed(stepApply)
-		if i < maxLogged {
-			r.log.Warn("the kernel refused an operation", "op", f.Op, "err", f.Err)
-		}
-		failed.Add(f.Op.Key())
-		if _, ok := node[f.Op.Key()]; ok && err == nil {
-			err = f
-		}
-	}
-	return failed, err
-}
-
-// maxLogged bounds how many of a pass's failures are logged one by one.
-const maxLogged = 10
-
-// repaired tells of operations that undid what somebody else did.
-func (r *runner) repaired(ops []kernel.Op) {
-	if len(ops) == 0 {
-		return
-	}
-	for _, op := range ops {
-		r.metrics.repaired(op.Key().Kind)
-	}
-	r.log.Warn("repaired the kernel", "objects", len(ops), "first", ops[0])
-	r.report(reasonRepaired, fmt.Sprintf("repaired %d kernel objects, the first: %s", len(ops), ops[0]))
 }
 
 // settle ends a pass: it tells what is new of what an operator must know and
@@ -347,6 +341,7 @@ func (r *runner) settle(err error) {
 	}
 	r.conditions = now
 	r.metrics.observe(r.plan.peers.Len(), now)
+	r.metrics.observeKeys(r.encryption)
 	var why string
 	switch {
 	case !r.listed || r.node == nil:

@@ -17,9 +17,11 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/pkg/rtmsg"
 	"github.com/weft-cni/weft/pkg/settings"
 )
 
@@ -57,7 +59,7 @@ func hostAddr(prefix, link string) rtnl.HostAddr {
 func (w *world) start() {
 	w.runner = newRunner(w.kernel, w.set, slog.New(slog.DiscardHandler), newMetrics("test"))
 	w.runner.report = func(reason, note string) { w.events = append(w.events, reason+": "+note) }
-	w.runner.announce = func(n Node, self overlay.Self) error {
+	w.runner.announce = func(n Node, self encrypt.Self) error {
 		w.told = append(w.told, fmt.Sprintf("%s mtu %d", n.UID, self.MTU))
 		return nil
 	}
@@ -106,7 +108,7 @@ func (w *world) resync() {
 
 // plan is what the kernel has to hold, planned from nothing.
 func (w *world) plan() *plan {
-	p := newPlan(w.set.Overlay)
+	p := newPlan(w.set.Overlay, w.set.Encrypt)
 	for _, c := range w.peers {
 		if c.peer != nil {
 			p.set(*c.peer)
@@ -116,7 +118,7 @@ func (w *world) plan() *plan {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	p.build(self)
+	p.build(encrypt.Self{Self: self})
 	return p
 }
 
@@ -243,6 +245,25 @@ func TestDriftIsRepairedAndCounted(t *testing.T) {
 			}
 		})
 	}
+	t.Run("not at once", func(t *testing.T) { // as where a process has to make the device first
+		w.t = t
+		before := value(t, w.runner.metrics.repairs.WithLabelValues("link"))
+		w.kernel.refuse = func(op kernel.Op) error {
+			if op.Key().Kind == kernel.KindLink {
+				return unix.ENODEV
+			}
+			return nil
+		}
+		w.kernel.remove(kernel.Key{Kind: kernel.KindLink, Name: overlay.Link})
+		w.settle()
+		w.kernel.refuse = nil
+		w.runner.pass(w.runner.inbox.take()) // the retry's timer
+		w.settle()
+		w.check()
+		if n := value(t, w.runner.metrics.repairs.WithLabelValues("link")) - before; n != 1 {
+			t.Errorf("%v repairs are counted", n)
+		}
+	})
 	t.Run("strangers", func(t *testing.T) {
 		w.t = t
 		w.kernel.put(kernel.Neigh{Link: overlay.Link, IP: netip.MustParseAddr("10.9.9.9"), MAC: kernel.MAC{2}})
@@ -257,7 +278,7 @@ func TestReadThatFailsDeletesNothing(t *testing.T) {
 	w.peers["peer1"] = valid(somePeer(1, 0))
 	w.list()
 	w.kernel.put(kernel.Neigh{Link: overlay.Link, IP: netip.MustParseAddr("10.9.9.9"), MAC: kernel.MAC{2}})
-	w.kernel.broken, w.kernel.applied = rtnl.ErrInterrupted, nil
+	w.kernel.broken, w.kernel.applied = rtmsg.ErrInterrupted, nil
 	w.settle()
 	w.resync()
 	w.tell("peer2", valid(somePeer(2, 0)))
@@ -345,7 +366,7 @@ func TestNodeThatIsNotInOrderIsNotReady(t *testing.T) {
 func TestAnnouncementThatFailsIsRepeated(t *testing.T) {
 	w := newWorld(t)
 	failure := errors.New("disk full")
-	w.runner.announce = func(Node, overlay.Self) error { return failure }
+	w.runner.announce = func(Node, encrypt.Self) error { return failure }
 	w.list()
 	if err := w.runner.ready(); err == nil || !strings.Contains(err.Error(), "disk full") {
 		t.Errorf("ready says %v", err)

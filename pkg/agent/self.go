@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/weft-cni/weft/pkg/encrypt"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/overlay"
 	"github.com/weft-cni/weft/pkg/settings"
@@ -30,13 +31,22 @@ func selfOf(n Node, s settings.Settings, host []rtnl.HostAddr) (overlay.Self, er
 	if err != nil {
 		return overlay.Self{}, fmt.Errorf("node %s: %w", n.Name, err)
 	}
-	mtu := overlay.MTU(chosen[0])
+	mtu := tunnelMTU(s.Encrypt, chosen[0])
 	if s.MTU != 0 {
 		mtu = min(mtu, s.MTU)
 	}
 	return overlay.Self{
 		Name: n.Name, MAC: overlay.VTEPMAC(n.Name), PodCIDRs: n.PodCIDRs, Underlay: chosen, MTU: mtu,
 	}, nil
+}
+
+// tunnelMTU is the largest packet that fits into one of the underlay by any way
+// that packets may take.
+func tunnelMTU(c encrypt.Config, u overlay.Underlay) int {
+	if c.Mode == encrypt.None {
+		return overlay.MTU(u)
+	}
+	return encrypt.MTU(u)
 }
 
 // minMTU6 is the least MTU of a link that carries IPv6 (RFC 8200, section 5).
@@ -49,7 +59,7 @@ const minMTU6 = 1280
 func mtuMismatch(configured int, p *plan) string {
 	u := p.self.Underlay[0]
 	ipv6 := slices.ContainsFunc(p.self.PodCIDRs, func(c netip.Prefix) bool { return c.Addr().Is6() })
-	switch fits := overlay.MTU(u); {
+	switch fits := tunnelMTU(p.encrypt, u); {
 	case configured > fits:
 		return fmt.Sprintf("mtu is set to %d, but %s with its MTU of %d has room for %d: pods get that", configured, u.Link, u.MTU, fits)
 	case ipv6 && p.self.MTU < minMTU6:

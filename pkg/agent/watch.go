@@ -111,7 +111,8 @@ func nodeStore(name string, set func(Node, error)) *store[*corev1.Node] {
 // server, and a thousand nodes are not a load for one that starts.
 var watchRetry = wait.Backoff{Duration: 800 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 13, Cap: 10 * time.Second}
 
-// follow keeps s up to date until ctx ends.
+// follow keeps s up to date until ctx ends, from a first state that is no older
+// than the call. API servers before 1.34 don't stream it: that is a list.
 func follow[T runtime.Object](ctx context.Context, resource string, lw *cache.ListWatch, example T, s *store[T], m *metrics) {
 	up := m.watches.WithLabelValues(resource)
 	list, watchFunc := lw.ListWithContextFunc, lw.WatchFuncWithContext
@@ -124,6 +125,9 @@ func follow[T runtime.Object](ctx context.Context, resource string, lw *cache.Li
 	}
 	reflector := cache.NewReflectorWithOptions(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			if o.ResourceVersion == "0" { // of any age: maybe of before what the daemon before this one did
+				o.ResourceVersion = ""
+			}
 			l, err := list(ctx, o)
 			told(err)
 			return l, err

@@ -1,12 +1,17 @@
 package agent
 
 import (
+	"context"
 	"net/netip"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/weft-cni/weft/api/v1alpha1"
 )
@@ -56,6 +61,37 @@ func TestVTEPStore(t *testing.T) {
 	if v, ok := stripped.(*v1alpha1.VTEP); err != nil || !ok || v.ManagedFields != nil {
 		t.Errorf("transformed: %v, %v", stripped, err)
 	}
+}
+
+// TestFirstListIsCurrent: an API server that can't stream a first state gives
+// one that is no older than the question.
+func TestFirstListIsCurrent(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	asked := make(chan string, 1)
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(_ context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			asked <- o.ResourceVersion
+			return &v1alpha1.VTEPList{ListMeta: metav1.ListMeta{ResourceVersion: "1"}}, nil
+		},
+		WatchFuncWithContext: func(_ context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			if o.SendInitialEvents != nil {
+				return nil, apierrors.NewBadRequest("sendInitialEvents is forbidden")
+			}
+			return watch.NewFake(), nil
+		},
+	}
+	in := newInbox()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		follow(ctx, "vteps", lw, &v1alpha1.VTEP{}, vtepStore("self", in, func(*v1alpha1.VTEP) {}), newMetrics("test"))
+	}()
+	if rv := <-asked; rv != "" {
+		t.Errorf("the first list may be as old as version %q", rv)
+	}
+	stop()
+	<-ended
 }
 
 func TestNodeStore(t *testing.T) {

@@ -1,0 +1,229 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/weft-cni/weft/api/v1alpha1"
+)
+
+// ownObjects are this node's objects of segments, as the API has them.
+type ownObjects struct {
+	members shelf[*v1alpha1.SegmentMember]
+	leases  shelf[*v1alpha1.IPBlock]
+}
+
+func newOwnObjects() *ownObjects {
+	return &ownObjects{
+		members: shelf[*v1alpha1.SegmentMember]{vni: func(m *v1alpha1.SegmentMember) uint32 { return uint32(m.Spec.VNI) }, all: make(chan struct{})},
+		leases:  shelf[*v1alpha1.IPBlock]{vni: func(b *v1alpha1.IPBlock) uint32 { return uint32(b.Spec.VNI) }, all: make(chan struct{})},
+	}
+}
+
+// apiObject is an object of the API.
+type apiObject interface {
+	runtime.Object
+	metav1.Object
+}
+
+// shelf has objects of one kind by their segments and names.
+type shelf[T apiObject] struct {
+	vni    func(T) uint32
+	of     map[uint32]map[string]T
+	listed bool          // these are all
+	all    chan struct{} // closed once listed is true
+}
+
+// put adds an object and reports whether it wasn't there in just this version.
+func (s *shelf[T]) put(x T) (changed bool) {
+	if s.of == nil {
+		s.of = map[uint32]map[string]T{}
+	}
+	vni := s.vni(x)
+	if s.of[vni] == nil {
+		s.of[vni] = map[string]T{}
+	}
+	old, had := s.of[vni][x.GetName()]
+	s.of[vni][x.GetName()] = x
+	return !had || old.GetResourceVersion() != x.GetResourceVersion()
+}
+
+// remove takes an object out and reports whether it was there.
+func (s *shelf[T]) remove(x T) (had bool) {
+	vni := s.vni(x)
+	_, had = s.of[vni][x.GetName()]
+	delete(s.of[vni], x.GetName())
+	if len(s.of[vni]) == 0 {
+		delete(s.of, vni)
+	}
+	return had
+}
+
+// blocksOf gives the blocks of a segment; listed says that these are all.
+func (o *ownObjects) blocksOf(vni uint32) (blocks []netip.Prefix, listed bool) {
+	for _, b := range o.leases.of[vni] {
+		if p, err := netip.ParsePrefix(b.Spec.CIDR); err == nil {
+			blocks = append(blocks, p)
+		}
+	}
+	return blocks, o.leases.listed
+}
+
+// watchOwn keeps the own objects known.
+func (s *segments) watchOwn(ctx context.Context) {
+	selector := labels.Set{v1alpha1.NodeLabel: s.node}.String()
+	s.group.Go(func() {
+		follow(ctx, "own-segmentmembers", s.membersBy(selector), &v1alpha1.SegmentMember{},
+			ownStore(s, &s.state.own.members, func(*segmentState, uint32) {}), s.metrics)
+	})
+	s.group.Go(func() {
+		follow(ctx, "own-ipblocks", s.blocksBy(selector), &v1alpha1.IPBlock{},
+			ownStore(s, &s.state.own.leases, func(st *segmentState, vni uint32) { st.touch(vni, true) }), s.metrics)
+	})
+}
+
+// ownStore keeps objects on a shelf. changed is told of the segments that this
+// changes something for.
+func ownStore[T apiObject](s *segments, own *shelf[T], changed func(*segmentState, uint32)) *store[T] {
+	note := func(vni uint32) {
+		s.state.unpublished[vni] = struct{}{}
+		changed(&s.state, vni)
+		poke(s.publish)
+		poke(s.wake)
+	}
+	return &store[T]{
+		set: func(x T) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if own.put(x) {
+				note(own.vni(x))
+			}
+		},
+		remove: func(x T) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if own.remove(x) {
+				note(own.vni(x))
+			}
+		},
+		replace: func(list []T) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			before := own.of
+			if !own.listed {
+				close(own.all)
+			}
+			own.of, own.listed = nil, true
+			for _, x := range list {
+				own.put(x)
+			}
+			for _, shelf := range []map[uint32]map[string]T{before, own.of} {
+				for vni := range shelf {
+					note(vni)
+				}
+			}
+			for vni := range s.state.active {
+				note(vni)
+			}
+		},
+	}
+}
+
+// runAPI publishes members and keeps leases until ctx ends.
+func (s *segments) runAPI(ctx context.Context) {
+	retry := time.NewTimer(0)
+	retry.Stop()
+	defer retry.Stop()
+	delay := publishRetry
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.publish:
+		case <-retry.C:
+		}
+		err := s.publishSegments(ctx)
+		if err == nil || ctx.Err() != nil {
+			delay = publishRetry
+			continue
+		}
+		s.metrics.failed(stepAPI)
+		s.log.Warn("segments not published", "err", err, "retry", delay)
+		retry.Reset(delay)
+		delay = min(2*delay, publishRetryMax)
+	}
+}
+
+// published bounds how many segments' objects are written at once.
+const published = 8
+
+// publishSegments brings the objects of those segments in line of which something
+// has changed. The others' wait for nothing that fails.
+func (s *segments) publishSegments(ctx context.Context) error {
+	s.mu.Lock()
+	st := &s.state
+	ready := st.owner != nil && st.owner.UID != "" && st.active != nil && st.own.members.listed && st.own.leases.listed
+	work := st.unpublished
+	if ready {
+		st.unpublished = map[uint32]struct{}{}
+	}
+	s.mu.Unlock()
+	if !ready {
+		return nil
+	}
+	var failed sync.Mutex
+	var left []uint32
+	var group errgroup.Group
+	group.SetLimit(published)
+	for vni := range work {
+		group.Go(func() error {
+			err := errors.Join(s.publishMember(ctx, vni), s.keepLeases(ctx, vni))
+			if err != nil {
+				failed.Lock()
+				left = append(left, vni)
+				failed.Unlock()
+			}
+			return err
+		})
+	}
+	err := group.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, vni := range left {
+		s.state.unpublished[vni] = struct{}{}
+	}
+	return err
+}
+
+// unpublish has the API's objects of a segment looked at.
+func (s *segments) unpublish(vni uint32) {
+	s.mu.Lock()
+	s.state.unpublished[vni] = struct{}{}
+	s.mu.Unlock()
+	poke(s.publish)
+}
+
+// learn notes what was just written, before the watch tells of it.
+func (s *segments) learn(change func(*ownObjects)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(s.state.own)
+}
+
+func segmentMeta(name, vni string, owner Node) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Name:   name,
+		Labels: map[string]string{v1alpha1.VNILabel: vni, v1alpha1.NodeLabel: owner.Name},
+		OwnerReferences: []metav1.OwnerReference{{
+			APIVersion: "v1", Kind: "Node", Name: owner.Name, UID: owner.uid(),
+		}},
+	}
+}
