@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 echo '==> testing hack/image'
-(cd hack/image && go test -count=1 ./...)
+(cd hack/image && CGO_ENABLED=0 go test -count=1 ./...)
 
 copies=$(mktemp -d)
 trap 'rm -rf "$copies"' EXIT

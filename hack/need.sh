@@ -19,7 +19,7 @@ if [[ $(id -u) -eq 0 && -f /etc/debian_version ]]; then
 	echo "==> installing ${packages[*]} (for ${programs[*]})"
 	export DEBIAN_FRONTEND=noninteractive
 	apt-get update -qq
-	apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+	apt-get install -qq -y -o DPkg::Lock::Timeout=300 --no-install-recommends "${packages[@]}" >/dev/null
 else
 	echo "missing: ${programs[*]}; on Debian: apt-get install ${packages[*]}" >&2
 	exit 1
