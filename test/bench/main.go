@@ -12,15 +12,17 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-cni/weft/test/baretunnel"
 	"github.com/weft-cni/weft/test/cluster"
 )
 
 func main() {
+	baretunnel.Main()
 	var o options
 	flag.StringVar(&o.bin, "bin", "bin", "directory with weft, weftd, empty and, in cni/, the reference plugins")
 	flag.StringVar(&o.manifests, "manifests", "manifests/base", "what is applied to the API server")
 	flag.StringVar(&o.json, "json", "", "file that the figures are written to")
-	flag.StringVar(&o.only, "run", "start|attach|path|sync|scale", "regular expression: the groups to run, of "+strings.Join(groupNames(), ", "))
+	flag.StringVar(&o.only, "run", "start|attach|path|sync|scale|wireguard|wg-sync|segment|endpoints|pool", "regular expression: the groups to run, of "+strings.Join(groupNames(), ", "))
 	flag.BoolVar(&o.quick, "quick", false, "few rounds and few peers: shows that all of it works, says nothing of speed")
 	flag.Parse()
 	os.Exit(cluster.Run(func(ctx context.Context) int {
@@ -60,13 +62,20 @@ func groups(o options) []group {
 		bin: o.bin, manifests: o.manifests,
 		peers: 4999, starts: 3, joins: 250, windows: 6, window: 10 * time.Second,
 	}
+	wgFull := wgSyncBench{peers: 1000, rounds: 11}
+	tenant := segmentBench{bin: o.bin, rounds: 41}
+	members := membersBench{manifests: o.manifests, nodes: 100, endpoints: 100, poolNodes: 10, poolPods: 1000}
 	if o.quick {
+		tenant.rounds = 3
+		members.nodes, members.endpoints, members.poolNodes, members.poolPods = 3, 3, 3, 30
+		wgFull.peers, wgFull.rounds = 100, 1
 		path.rounds, path.stream, path.pings = 1, time.Second/4, 500
 		scale.peers, scale.starts, scale.joins, scale.windows, scale.window = 100, 1, 5, 1, time.Second
 		full.peers, full.rounds = 100, 1
 		start.rounds = 3
 		attach.rounds, attach.repeats, attach.sizes = 3, 1, attach.sizes[:1]
 	}
+	tenant.path = path
 	return []group{
 		{"start", start.run},
 		{"attach", attach.run},
@@ -74,6 +83,11 @@ func groups(o options) []group {
 		{"sync", full.run},
 		{"scale", scale.run},
 		{"hops", hopsBench{path: path}.run},
+		{"wireguard", wireGuardBench{path: path}.run},
+		{"wg-sync", wgFull.run},
+		{"segment", tenant.run},
+		{"endpoints", members.runEndpoints},
+		{"pool", members.runPool},
 	}
 }
 

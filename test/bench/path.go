@@ -61,11 +61,12 @@ func (b pathBench) start(ctx context.Context, r *report) (*cluster.Cluster, []*c
 	return c, pods, nil
 }
 
-func startPods(ctx context.Context, c *cluster.Cluster) ([]*cluster.Pod, error) {
+// startPods attaches the pods, with daemons that have these flags besides.
+func startPods(ctx context.Context, c *cluster.Cluster, flags ...string) ([]*cluster.Pod, error) {
 	var pods []*cluster.Pod
 	var daemons []*cluster.Weftd
 	for _, n := range c.Nodes() {
-		d, err := n.StartWeftd(ctx)
+		d, err := n.StartWeftd(ctx, flags...)
 		if err != nil {
 			return nil, err
 		}
@@ -104,15 +105,19 @@ func reachable(ctx context.Context, w way) error {
 // compare takes both figures of one address family. IPv4's are the marks'.
 func (b pathBench) compare(ctx context.Context, r *report, family int, node, pod way) error {
 	r.progress("TCP over IPv%d", family)
+	cpus, err := probe.OneEach()
+	if err != nil {
+		return err
+	}
 	var streams, cpu [2][]float64
-	var trips [2][]time.Duration
+	var trips, work [2][]time.Duration
 	for range b.rounds {
 		for i, w := range []way{node, pod} {
 			before, err := busy()
 			if err != nil {
 				return err
 			}
-			bits, err := probe.Throughput(ctx, w.ends[0], w.ends[1], w.to, b.stream)
+			bits, err := probe.Throughput(ctx, w.ends[0], w.ends[1], w.to, cpus, b.stream)
 			if err != nil {
 				return err
 			}
@@ -124,11 +129,13 @@ func (b pathBench) compare(ctx context.Context, r *report, family int, node, pod
 			cpu[i] = append(cpu[i], (after-before).Seconds()/(bits*b.stream.Seconds()/8/(1<<30)))
 		}
 		for i, w := range []way{node, pod} {
-			times, err := probe.RoundTrips(ctx, w.ends[0], w.ends[1], w.to, b.pings)
-			if err != nil {
-				return err
+			for on, all := range map[probe.CPUs]*[]time.Duration{cpus: &trips[i], cpus.Shared(): &work[i]} {
+				times, err := probe.RoundTrips(ctx, w.ends[0], w.ends[1], w.to, on, b.pings)
+				if err != nil {
+					return err
+				}
+				*all = append(*all, probe.Median(times))
 			}
-			trips[i] = append(trips[i], probe.Median(times))
 		}
 	}
 	tcp, rtt := pairs(streams[1], streams[0]), pairs(trips[1], trips[0])
@@ -138,10 +145,13 @@ func (b pathBench) compare(ctx context.Context, r *report, family int, node, pod
 	}
 	r.note("IPv%d, one stream: pods %.2f Gbit/s, nodes %.2f Gbit/s, ratio %.3f; CPU %.2f and %.2f s/GiB, ratio %.2f",
 		family, middle(streams[1])/1e9, middle(streams[0])/1e9, tcp, middle(cpu[1]), middle(cpu[0]), pairs(cpu[1], cpu[0]))
-	r.note("IPv%d, 1-byte ping-pong: pods %.1f µs, nodes %.1f µs, ratio %.3f (medians of %d turns)", family,
-		float64(median(trips[1]))/1e3, float64(median(trips[0]))/1e3, rtt, b.rounds)
+	r.note("IPv%d, 1-byte ping-pong: pods %.1f µs, nodes %.1f µs, ratio %.3f; both ends on one CPU: %.1f and %.1f µs, ratio %.3f (medians of %d turns)",
+		family, micros(median(trips[1])), micros(median(trips[0])), rtt,
+		micros(median(work[1])), micros(median(work[0])), pairs(work[1], work[0]), b.rounds)
 	return nil
 }
+
+func micros(d time.Duration) float64 { return float64(d) / 1e3 }
 
 // pairs is the median of the ratios a[i]/b[i]: both were measured one right
 // after the other, so what slows the machine for a while hits both.

@@ -37,6 +37,16 @@ var marks = []mark{
 	{name: "rss-mib@5000", unit: "MiB", limit: 64},
 	{name: "idle-api-bytes-s@5000", unit: "B/s", limit: 0},
 	{name: "version-ms/empty", unit: "ms", limit: 3},
+	{name: "wg-sync-1000/bare-wgctrl", unit: "ratio", limit: 3},
+	{name: "wg-user-tcp/bare", unit: "ratio", limit: 0.95, atLeast: true},
+	{name: "wg-user-rr/bare", unit: "ratio", limit: 0.9, atLeast: true},
+	{name: "wg-kernel-tcp/bare", unit: "ratio", limit: 0.95, atLeast: true},
+	{name: "wg-kernel-rr/bare", unit: "ratio", limit: 0.9, atLeast: true},
+	{name: "segment-tcp/overlay-tcp", unit: "ratio", limit: 0.95, atLeast: true},
+	{name: "segment-rr/overlay-rr", unit: "ratio", limit: 0.9, atLeast: true},
+	{name: "segment-add/overlay-add", unit: "ratio", limit: 1.25},
+	{name: "endpoint-p99-ms@100", unit: "ms", limit: 200},
+	{name: "ipam-1000-pods-s", unit: "s", limit: 182},
 }
 
 // A figure is one measured mark, as bin/bench.json holds it.

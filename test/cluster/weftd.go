@@ -80,6 +80,9 @@ type Weftd struct {
 	log  string // name
 }
 
+// PodRanges is the flag that tells a daemon what holds the pods of all nodes.
+const PodRanges = "--wireguard-cluster-cidrs=10.244.0.0/16,fd00:10:244::/48"
+
 // StartWeftd starts the daemon on the node, with its own service-account token
 // and what args add to its flags. It doesn't wait until it is ready.
 func (n *Node) StartWeftd(ctx context.Context, args ...string) (*Weftd, error) {
@@ -100,6 +103,7 @@ func (n *Node) StartWeftd(ctx context.Context, args ...string) (*Weftd, error) {
 		"--kubeconfig=" + kubeconfigFile,
 		"--node-name=" + n.Name,
 		"--install-from=" + bin,
+		PodRanges,
 	}, args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	d.Process, err = n.Start(cmd)

@@ -57,7 +57,7 @@ func Run(p Program, at func(n int, s Step) Verdict) (Outcome, error) {
 	runtime.LockOSThread() // ptrace and wait belong to the thread
 	defer runtime.UnlockOSThread()
 	proc, err := os.StartProcess(p.Path, []string{p.Path}, &os.ProcAttr{
-		Env: p.Env, Files: []*os.File{p.Stdin, p.Stdout, p.Stderr}, Sys: &unix.SysProcAttr{Ptrace: true},
+		Env: p.Env, Files: []*os.File{p.Stdin, p.Stdout, p.Stderr}, Sys: &unix.SysProcAttr{Ptrace: true, Setpgid: true},
 	})
 	if err != nil {
 		return Outcome{}, err
@@ -106,7 +106,7 @@ func (t *tracer) run() error {
 		return err
 	}
 	for len(t.threads) > 0 {
-		id, err := wait(-1, &status)
+		id, err := wait(-t.main, &status) // the process group
 		if errors.Is(err, unix.ECHILD) {
 			return nil
 		}
@@ -120,8 +120,8 @@ func (t *tracer) run() error {
 	return nil
 }
 
-// wait waits for a child of this thread only: the test's other children are
-// not ours to reap.
+// wait waits for a process or, by a negative number, for those of a group. The
+// test's other children are not ours to reap, whichever thread started them.
 func wait(pid int, status *unix.WaitStatus) (int, error) {
 	for {
 		id, err := unix.Wait4(pid, status, unix.WALL|unix.WNOTHREAD, nil)

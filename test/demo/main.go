@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-cni/weft/test/baretunnel"
 	"github.com/weft-cni/weft/test/cluster"
 )
 
@@ -23,10 +24,12 @@ const (
 )
 
 func main() {
+	baretunnel.Main()
+	encrypt := flag.Bool("encrypt", false, "show encryption between nodes")
 	keep := flag.Bool("keep", false, "leave the cluster up until ^C, and say how to look around")
 	flag.Parse()
 	os.Exit(cluster.Run(func(ctx context.Context) int {
-		d := &demo{out: newPrinter(os.Stdout), keep: *keep}
+		d := &demo{out: newPrinter(os.Stdout), keep: *keep, encrypt: *encrypt}
 		err := d.run(ctx)
 		switch {
 		case errors.Is(err, context.Canceled) && ctx.Err() != nil:
@@ -42,12 +45,14 @@ func main() {
 
 // demo is one run.
 type demo struct {
-	out    *printer
-	keep   bool
-	c      *cluster.Cluster
-	pods   []*cluster.Pod
-	weftds map[string]*cluster.Weftd // by node
-	failed int
+	out  *printer
+	keep bool
+	// encrypt shows encryption in place of what breaks.
+	encrypt bool
+	c       *cluster.Cluster
+	pods    []*cluster.Pod
+	weftds  map[string]*cluster.Weftd // by node
+	failed  int
 }
 
 // fail notes what doesn't work. The demo goes on, to show what does.
@@ -66,7 +71,11 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, show := range []func(context.Context) error{d.showPairs, d.showOutside, d.showSpeed, d.showKernel, d.showRepairs} {
+	shows := []func(context.Context) error{d.showPairs, d.showOutside, d.showSpeed, d.showKernel, d.showRepairs}
+	if d.encrypt {
+		shows = []func(context.Context) error{d.showPairs, d.showEncryption, d.showPairs, d.showOutside}
+	}
+	for _, show := range shows {
 		if err = show(ctx); err != nil {
 			return err
 		}

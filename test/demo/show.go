@@ -144,11 +144,14 @@ func median(all []speed) speed {
 
 func measure(ctx context.Context, from, to probe.Place, addr netip.Addr) (speed, error) {
 	var s speed
-	var err error
-	if s.bits, err = probe.Throughput(ctx, from, to, addr, streamTime); err != nil {
+	cpus, err := probe.OneEach()
+	if err != nil {
 		return s, err
 	}
-	times, err := probe.RoundTrips(ctx, from, to, addr, roundTrips)
+	if s.bits, err = probe.Throughput(ctx, from, to, addr, cpus, streamTime); err != nil {
+		return s, err
+	}
+	times, err := probe.RoundTrips(ctx, from, to, addr, cpus, roundTrips)
 	s.rtt = probe.Median(times)
 	return s, err
 }

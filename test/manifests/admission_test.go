@@ -19,15 +19,15 @@ import (
 	"github.com/weft-cni/weft/test/cluster"
 )
 
-// memberCRD is a kind to come, with names that say nothing of a node.
-const memberCRD = `
+// peerCRD is a kind to come, with names that say nothing of a node.
+const peerCRD = `
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
-metadata: {name: segmentmembers.weft.dev}
+metadata: {name: externalpeers.weft.dev}
 spec:
   group: weft.dev
   scope: Cluster
-  names: {kind: SegmentMember, plural: segmentmembers}
+  names: {kind: ExternalPeer, plural: externalpeers}
   versions:
   - name: v1alpha1
     served: true
@@ -39,8 +39,8 @@ spec:
 `
 
 var (
-	vteps   = schema.GroupVersionResource{Group: "weft.dev", Version: "v1alpha1", Resource: "vteps"}
-	members = schema.GroupVersionResource{Group: "weft.dev", Version: "v1alpha1", Resource: "segmentmembers"}
+	vteps         = schema.GroupVersionResource{Group: "weft.dev", Version: "v1alpha1", Resource: "vteps"}
+	externalPeers = schema.GroupVersionResource{Group: "weft.dev", Version: "v1alpha1", Resource: "externalpeers"}
 )
 
 // An admission is a cluster whose daemons have all rights on all objects of
@@ -55,7 +55,7 @@ func newAdmission(t *testing.T) *admission {
 	t.Helper()
 	a := &admission{cluster: cluster.New(t, cluster.Options{Nodes: 2}), daemons: map[string]dynamic.Interface{}}
 	apply(t, a.cluster, objectsIn(t, readFile(t, weftYAML)))
-	apply(t, a.cluster, objectsIn(t, []byte(memberCRD)))
+	apply(t, a.cluster, objectsIn(t, []byte(peerCRD)))
 	_, err := a.cluster.API.Client.RbacV1().ClusterRoles().Create(t.Context(), &rbacv1.ClusterRole{
 		ObjectMeta: metav1.ObjectMeta{Name: "all"},
 		Rules:      []rbacv1.PolicyRule{{APIGroups: []string{"weft.dev"}, Resources: []string{"*"}, Verbs: []string{"*"}}},
@@ -80,7 +80,7 @@ func newAdmission(t *testing.T) *admission {
 		a.daemons[n.Name] = client(t, config)
 	}
 	// Policies and rights are in force a moment after they were made.
-	for _, resource := range []schema.GroupVersionResource{vteps, members} {
+	for _, resource := range []schema.GroupVersionResource{vteps, externalPeers} {
 		eventually(t, 10*time.Second, func() error {
 			_, err := a.daemons["n1"].Resource(resource).Create(t.Context(), object(resource, "n2", "n2"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 			if !policyRefused(err) {
@@ -108,7 +108,7 @@ func policyRefused(err error) bool {
 // object is a valid one that Nodes own.
 func object(resource schema.GroupVersionResource, name string, owners ...string) *unstructured.Unstructured {
 	o := &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "weft.dev/v1alpha1", "kind": "SegmentMember", "spec": map[string]any{"vni": int64(1)},
+		"apiVersion": "weft.dev/v1alpha1", "kind": "ExternalPeer", "spec": map[string]any{"vni": int64(1)},
 	}}
 	if resource == vteps {
 		o.Object["kind"] = "VTEP"
@@ -145,11 +145,48 @@ func TestAdmission(t *testing.T) {
 	t.Run("its own node's objects", a.itsOwn)
 	t.Run("other nodes' objects", a.others)
 	t.Run("messages", a.messages)
+	t.Run("segments' objects", a.segments)
+}
+
+// segments tries what names and labels of a segment's objects may say.
+func (a *admission) segments(t *testing.T) {
+	create := func(resource, kind, name, vni string, spec map[string]any) error {
+		o := object(externalPeers, name, "n1")
+		o.SetKind(kind)
+		o.SetLabels(map[string]string{"weft.dev/vni": vni})
+		o.Object["spec"] = spec
+		_, err := a.daemons["n1"].Resource(vteps.GroupVersion().WithResource(resource)).
+			Create(t.Context(), o, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err
+	}
+	member := func(name, vni, node string) error {
+		return create("segmentmembers", "SegmentMember", name, vni, map[string]any{"vni": int64(7), "node": node})
+	}
+	block := func(name, cidr, node string) error {
+		return create("ipblocks", "IPBlock", name, "7", map[string]any{"vni": int64(7), "node": node, "cidr": cidr})
+	}
+	for what, err := range map[string]error{
+		"own member": member("7.n1", "7", "n1"), "own block": block("7.192.168.0.16-28", "192.168.0.16/28", "n1"),
+		"own IPv6 block": block("7.fd00--10-124", "fd00::10/124", "n1"),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for what, err := range map[string]error{
+		"another node's member": member("7.n2", "7", "n2"), "another's name": member("7.n2", "7", "n1"),
+		"another label": member("7.n1", "8", "n1"), "block for another node": block("7.192.168.0.16-28", "192.168.0.16/28", "n2"),
+		"block by another name": block("7.192.168.0.17-28", "192.168.0.16/28", "n1"),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "ValidatingAdmissionPolicy 'weft-own-objects'") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }
 
 // itsOwn creates, changes and deletes.
 func (a *admission) itsOwn(t *testing.T) {
-	for resource, name := range map[schema.GroupVersionResource]string{vteps: "n1", members: "any"} {
+	for resource, name := range map[schema.GroupVersionResource]string{vteps: "n1", externalPeers: "any"} {
 		own := a.daemons["n1"].Resource(resource)
 		o, err := own.Create(t.Context(), object(resource, name, "n1"), metav1.CreateOptions{})
 		if err != nil {
@@ -178,7 +215,7 @@ func (a *admission) itsOwn(t *testing.T) {
 
 // others tries all ways.
 func (a *admission) others(t *testing.T) {
-	theirs, names := map[schema.GroupVersionResource]*unstructured.Unstructured{}, map[schema.GroupVersionResource]string{vteps: "n2", members: "any"}
+	theirs, names := map[schema.GroupVersionResource]*unstructured.Unstructured{}, map[schema.GroupVersionResource]string{vteps: "n2", externalPeers: "any"}
 	mine := map[schema.GroupVersionResource]*unstructured.Unstructured{}
 	for resource, name := range names {
 		var err error
@@ -283,7 +320,7 @@ func (a *admission) messages(t *testing.T) {
 	}{
 		{a.daemons["n1"], vteps, object(vteps, "n2", "n2"), "weftd on node n1 may write the VTEP n1 only, not n2"},
 		{a.daemons["n2"], vteps, object(vteps, "n1", "n1"), "weftd on node n2 may write the VTEP n2 only, not n1"},
-		{a.daemons["n1"], members, object(members, "any", "n2"), "weftd on node n1 may write objects that the Node n1 alone owns, and segmentmembers any has or had other owners"},
+		{a.daemons["n1"], externalPeers, object(externalPeers, "any", "n2"), "weftd on node n1 may write objects that the Node n1 alone owns, and externalpeers any has or had other owners"},
 		{client(t, config), vteps, object(vteps, "n1", "n1"), "the token names no node; weftd needs one that is bound to its pod or node"},
 	} {
 		_, err := c.client.Resource(c.resource).Create(t.Context(), c.object, metav1.CreateOptions{})

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -63,6 +64,8 @@ func (c *container) mount() error {
 	if err := unix.Mount("container", c.Root, "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mount %s: %w", c.Root, err)
 	}
+	// As runtimes do: a mount within another comes after it.
+	slices.SortStableFunc(c.Binds, func(a, b bind) int { return strings.Count(a.To, "/") - strings.Count(b.To, "/") })
 	// What the runtime makes of /proc: the sysctls are read-only.
 	for _, b := range append([]bind{{From: "/proc", To: "/proc"}, {From: "/dev/null", To: "/dev/null"}}, c.Binds...) {
 		if err := c.bind(b); err != nil {

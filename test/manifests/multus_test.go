@@ -31,20 +31,28 @@ spec:
 // TestMultus runs Multus as the variant has it, and attaches a pod to the
 // cluster network twice.
 func TestMultus(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Nodes: 2})
+	n := c.Node(1)
+	withMultus(t, c, n, "multus")
+	apply(t, c, objectsIn(t, []byte(second)))
+	attachTwice(t, c, n)
+}
+
+// withMultus applies a variant that has Multus, and runs its daemon on all nodes
+// and Multus on one. It gives the daemons.
+func withMultus(t *testing.T, c *cluster.Cluster, n *cluster.Node, variant string) (daemons []*running) {
+	t.Helper()
 	bin, err := programs.Multus(t.Context(), t.Output())
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := cluster.New(t, cluster.Options{Nodes: 2})
-	manifest := objectsIn(t, kustomize(t, "multus"))
+	manifest := objectsIn(t, kustomize(t, variant))
 	apply(t, c, manifest)
-	apply(t, c, objectsIn(t, []byte(second)))
 	weft, multus := newKubelet(t, c, manifest, "weftd"), newKubelet(t, c, manifest, "multus")
 	multus.image = []bind{ // where the project's image has them
 		{From: filepath.Join(bin, "thin_entrypoint"), To: "/thin_entrypoint", ReadOnly: true},
 		{From: filepath.Join(bin, "multus"), To: "/usr/src/multus-cni/bin/multus", ReadOnly: true},
 	}
-	n := c.Node(1)
 	spec := &multus.set.Spec.Template.Spec.Containers[0]
 	early := multus.start(t, n, spec)
 	<-early.Done() // there is nothing yet to make a configuration of
@@ -54,6 +62,7 @@ func TestMultus(t *testing.T) {
 	for _, node := range c.Nodes() {
 		container := &weft.set.Spec.Template.Spec.Containers[0]
 		d := weft.start(t, node, container)
+		daemons = append(daemons, d)
 		eventually(t, 20*time.Second, func() error { return d.probe(t, container.ReadinessProbe) })
 	}
 	multus.start(t, n, spec)
@@ -61,31 +70,37 @@ func TestMultus(t *testing.T) {
 		_, err := n.ReadFile("/etc/cni/net.d/00-multus.conflist")
 		return err
 	})
-	attachTwice(t, c, n)
-}
-
-func attachTwice(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
-	t.Helper()
-	core := c.API.Client.CoreV1()
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}
-	if _, err := core.ServiceAccounts("default").Create(t.Context(), account, metav1.CreateOptions{}); err != nil {
+	if _, err := c.API.Client.CoreV1().ServiceAccounts("default").Create(t.Context(), account, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	object, err := core.Pods("default").Create(t.Context(), &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: "twice", Annotations: map[string]string{"k8s.v1.cni.cncf.io/networks": "second"}},
+	return daemons
+}
+
+// annotated attaches a pod to the networks that its annotation names.
+func annotated(t *testing.T, c *cluster.Cluster, n *cluster.Node, name, networks string) (*cluster.Pod, *corev1.Pod) {
+	t.Helper()
+	object, err := c.API.Client.CoreV1().Pods("default").Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{"k8s.v1.cni.cncf.io/networks": networks}},
 		Spec:       corev1.PodSpec{NodeName: n.Name, Containers: []corev1.Container{{Name: "c", Image: "i"}}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	pod, err := n.NewPod("twice", cluster.PodOptions{})
+	pod, err := n.NewPod(name, cluster.PodOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	pod.UID = string(object.UID)
-	if err = pod.Add(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	// Tried again, as by kubelet: a daemon that has just started says "not yet",
+	// for which Multus has no code.
+	eventually(t, 20*time.Second, func() error { return pod.Add(t.Context()) })
+	return pod, object
+}
+
+func attachTwice(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
+	t.Helper()
+	pod, object := annotated(t, c, n, "twice", "second")
 	for link, want := range map[string]int{"eth0": len(n.PodCIDRs), "net1": 0} {
 		if got := defaultRoutes(t, pod, link); got != want {
 			t.Errorf("%d default routes lead through %s", got, link)
@@ -110,21 +125,30 @@ func attachTwice(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
 	}
 }
 
-// told checks what Multus tells of a pod's networks.
-func told(t *testing.T, c *cluster.Cluster, pod *corev1.Pod) {
+// networkStatus is what Multus tells of one of a pod's networks.
+type networkStatus struct {
+	Name, Interface, Mac string
+	IPs, Gateway         []string
+	Default              bool
+	DNS                  struct{ Nameservers []string }
+}
+
+func statusOf(t *testing.T, c *cluster.Cluster, pod *corev1.Pod) (status []networkStatus) {
 	t.Helper()
 	now, err := c.API.Client.CoreV1().Pods(pod.Namespace).Get(t.Context(), pod.Name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var status []struct {
-		Name, Interface string
-		IPs             []string
-		Default         bool
-	}
 	if err := json.Unmarshal([]byte(now.Annotations["k8s.v1.cni.cncf.io/network-status"]), &status); err != nil {
 		t.Fatalf("%v in %v", err, now.Annotations)
 	}
+	return status
+}
+
+// told checks what Multus tells of a pod's networks.
+func told(t *testing.T, c *cluster.Cluster, pod *corev1.Pod) {
+	t.Helper()
+	status := statusOf(t, c, pod)
 	if len(status) != 2 || status[0].Interface != "eth0" || !status[0].Default || status[1].Name != "default/second" || status[1].Interface != "net1" || len(status[1].IPs) == 0 {
 		t.Errorf("the pod's networks are said to be %+v", status)
 	}

@@ -96,8 +96,10 @@ func (k *kubelet) start(t testing.TB, n *cluster.Node, spec *corev1.Container) *
 		UID:          int(*security.RunAsUser), GID: int(*security.RunAsGroup),
 		NoNewPrivs: !*security.AllowPrivilegeEscalation,
 		Binds:      slices.Clone(k.image),
-		Args:       append(entrypoint(spec), spec.Args...),
 		Env:        k.env(t, n, spec),
+	}
+	for _, arg := range append(entrypoint(spec), spec.Args...) {
+		c.Args = append(c.Args, expand(arg, c.Env))
 	}
 	if len(security.Capabilities.Drop) != 1 || security.Capabilities.Drop[0] != "ALL" {
 		t.Fatalf("capabilities that are dropped: %v", security.Capabilities.Drop)
@@ -123,6 +125,15 @@ func entrypoint(spec *corev1.Container) []string {
 		return slices.Clone(spec.Command)
 	}
 	return []string{"/weftd"}
+}
+
+// expand puts variables in the place of $(NAME), as kubelet does.
+func expand(arg string, env []string) string {
+	for _, variable := range env {
+		name, value, _ := strings.Cut(variable, "=")
+		arg = strings.ReplaceAll(arg, "$("+name+")", value)
+	}
+	return arg
 }
 
 func run(t testing.TB, n *cluster.Node, spec *corev1.Container, c *container, log string) *running {
@@ -195,6 +206,8 @@ func (k *kubelet) volume(t testing.TB, n *cluster.Node, dir, name string) string
 				writeFile(t, filepath.Join(path, file), text)
 			}
 			return path
+		case v.Secret != nil && v.Secret.Optional != nil && *v.Secret.Optional:
+			return mkdir(t, dir, "secret-"+name) // there is none
 		case v.HostPath != nil:
 			err := n.Do(func() error {
 				if *v.HostPath.Type == corev1.HostPathDirectoryOrCreate {

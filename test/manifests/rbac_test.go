@@ -3,6 +3,7 @@ package manifests_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,7 +16,10 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/weft-cni/weft/pkg/control"
+	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/overlay"
 	"github.com/weft-cni/weft/test/cluster"
 )
@@ -124,10 +128,14 @@ func misses(t *testing.T, k *kubelet, verb, resource string) {
 		// As against an API server that doesn't send lists by watch.
 		spec.Env = append(spec.Env, corev1.EnvVar{Name: "KUBE_FEATURE_WatchListClient", Value: "false"})
 	}
+	segmentObjects(t, k, verb)
 	d := k.start(t, n, spec)
 	defer d.Kill()
 	want := fmt.Sprintf("cannot %s resource %q", verb, resource)
 	eventually(t, 20*time.Second, func() error {
+		if resource == "segmentmembers" || resource == "ipblocks" {
+			askForSegment(t, n)
+		}
 		if resource == "events" && d.probe(t, spec.ReadinessProbe) == nil {
 			deleteLink(t, n)
 		}
@@ -150,6 +158,52 @@ func deleteLink(t *testing.T, n *cluster.Node) {
 			return err
 		}
 		return netlink.LinkDel(link)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// segmentObjects leaves what a daemon has to change and to delete.
+func segmentObjects(t *testing.T, k *kubelet, verb string) {
+	t.Helper()
+	n := k.cluster.Node(1).Name
+	admin := client(t, k.cluster.API.Config)
+	for _, o := range []struct {
+		resource, kind, name, vni string
+		spec                      map[string]any
+		now                       bool
+	}{
+		{"segmentmembers", "SegmentMember", "7." + n, "7", map[string]any{"vni": int64(7), "node": n}, verb == "update"},
+		{"segmentmembers", "SegmentMember", "8." + n, "8", map[string]any{"vni": int64(8), "node": n}, verb == "delete"},
+		{"ipblocks", "IPBlock", "8.192.168.8.16-28", "8", map[string]any{"vni": int64(8), "node": n, "cidr": "192.168.8.16/28"}, verb == "delete"},
+		{"ipblocks", "IPBlock", "7.192.168.8.16-28", "7", nil, false},
+	} {
+		r := admin.Resource(vteps.GroupVersion().WithResource(o.resource))
+		if err := r.Delete(t.Context(), o.name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			t.Fatal(err)
+		}
+		if !o.now {
+			continue
+		}
+		made := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "weft.dev/v1alpha1", "kind": o.kind, "spec": o.spec}}
+		made.SetName(o.name)
+		made.SetLabels(map[string]string{"weft.dev/vni": o.vni, "weft.dev/node": n})
+		if _, err := r.Create(t.Context(), made, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// askForSegment asks as the plugin does. It may be refused.
+func askForSegment(t *testing.T, n *cluster.Node) {
+	t.Helper()
+	request := control.Request{Segment: netconf.Segment{VNI: 7, Ranges: []netconf.Range{
+		{Subnet: netip.MustParsePrefix("192.168.8.16/28"), BlockSize: 16},
+	}}}
+	err := n.Do(func() error {
+		_ = control.Prepare(t.Context(), netconf.RunDir, request)
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -11,12 +11,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 )
 
 // Place is where a probe runs: Do runs f on a thread that is in a network
@@ -54,13 +56,44 @@ func newEchoer(from Place, dst netip.Addr) (*echoer, error) {
 	}
 	err := from.Do(func() error {
 		var err error
-		e.conn, err = icmp.ListenPacket(network, local)
-		return err
+		if e.conn, err = icmp.ListenPacket(network, local); err != nil {
+			return err
+		}
+		return enlarge(e.conn)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("socket for echo requests to %s: %w", dst, err)
 	}
 	return e, nil
+}
+
+// replyBuffer is room for the replies of some seconds at one a millisecond: a
+// busy machine that lets this process wait loses none of them by that.
+const replyBuffer = 8 << 20
+
+func enlarge(c *icmp.PacketConn) error {
+	var conn net.PacketConn
+	if p := c.IPv4PacketConn(); p != nil {
+		conn = p.PacketConn
+	} else {
+		conn = c.IPv6PacketConn().PacketConn
+	}
+	ip, ok := conn.(*net.IPConn)
+	if !ok {
+		return fmt.Errorf("echo socket of type %T", conn)
+	}
+	raw, err := ip.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, replyBuffer)
+		if errors.Is(failed, unix.EPERM) { // root of a user namespace: as much as it may
+			failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, replyBuffer)
+		}
+	})
+	return errors.Join(err, failed)
 }
 
 func (e *echoer) close() { _ = e.conn.Close() } // only ends what waits on it
@@ -137,7 +170,8 @@ func ping(ctx context.Context, from Place, dst netip.Addr, interval time.Duratio
 type Pings struct {
 	e    *echoer
 	stop chan struct{}
-	wg   sync.WaitGroup
+
+	sending, receiving sync.WaitGroup
 
 	first chan struct{} // closed at the first reply
 
@@ -154,14 +188,28 @@ type Report struct {
 	// the end.
 	Gap     time.Duration
 	Fastest time.Duration // round trip
-	Err     error         // the last that sending gave
+	// Missing are the numbers, from 0, of the requests that had no reply.
+	Missing []int
+	// MissingFrom and MissingTo are when the first and the last of them were
+	// sent.
+	MissingFrom, MissingTo time.Time
+	Err                    error // the last that sending gave
 }
 
 // Lost is how many requests had no reply.
 func (r Report) Lost() int { return r.Sent - r.Received }
 
 func (r Report) String() string {
-	return fmt.Sprintf("%d sent, %d lost, longest gap %s", r.Sent, r.Lost(), r.Gap.Round(10*time.Microsecond))
+	lost := strconv.Itoa(r.Lost())
+	if few := r.Missing[:min(len(r.Missing), 10)]; len(few) > 0 {
+		const clock = "15:04:05.000" // as in logs
+		lost += fmt.Sprintf(" (the first: %v, sent from %s to %s)", few, r.MissingFrom.UTC().Format(clock), r.MissingTo.UTC().Format(clock))
+	}
+	text := fmt.Sprintf("%d sent, %s lost, longest gap %s", r.Sent, lost, r.Gap.Round(10*time.Microsecond))
+	if r.Err != nil {
+		text += fmt.Sprintf(", the last error of sending: %v", r.Err)
+	}
+	return text
 }
 
 // StartPings sends an echo request to dst each interval until Stop.
@@ -171,8 +219,8 @@ func StartPings(from Place, dst netip.Addr, interval time.Duration) (*Pings, err
 		return nil, err
 	}
 	p := &Pings{e: e, stop: make(chan struct{}), first: make(chan struct{}), last: time.Now()}
-	p.wg.Go(func() { p.sendAll(interval) })
-	p.wg.Go(p.receiveAll)
+	p.sending.Go(func() { p.sendAll(interval) })
+	p.receiving.Go(p.receiveAll)
 	return p, nil
 }
 
@@ -240,23 +288,44 @@ func (p *Pings) Received() int {
 	return p.report.Received
 }
 
-// straggle is how long Stop waits for the last replies.
-const straggle = 200 * time.Millisecond
+// straggle is how long Stop waits for the next of the last replies.
+const straggle = 2 * time.Second
 
 // Stop ends the stream, waits a moment for the last replies and gives the
 // report.
 func (p *Pings) Stop() Report {
 	close(p.stop)
+	p.sending.Wait() // what is sent counts
 	stopped := time.Now()
-	deadline := stopped
-	p.mu.Lock()
-	if p.report.Received < p.report.Sent && p.report.Received > 0 {
-		deadline = stopped.Add(straggle)
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for p.awaited(stopped) {
+		<-ticker.C
 	}
-	p.mu.Unlock()
-	_ = p.e.conn.SetReadDeadline(deadline) // a socket that can't have one is closed: the same end
-	p.wg.Wait()
+	_ = p.e.conn.SetReadDeadline(stopped) // a socket that can't have one is closed: the same end
+	p.receiving.Wait()
 	p.e.close()
 	p.report.Gap = max(p.report.Gap, stopped.Sub(p.last))
+	for number, at := range p.sent {
+		if !at.IsZero() {
+			p.report.Missing = append(p.report.Missing, number)
+			p.report.MissingTo = at
+			if p.report.MissingFrom.IsZero() {
+				p.report.MissingFrom = at
+			}
+		}
+	}
 	return p.report
+}
+
+// awaited reports whether replies are missing that may still come. Where none
+// has come at all there is nobody to wait for.
+func (p *Pings) awaited(stopped time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	since := p.last
+	if stopped.After(since) {
+		since = stopped
+	}
+	return p.report.Received > 0 && p.report.Received < p.report.Sent && time.Since(since) < straggle
 }

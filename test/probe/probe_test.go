@@ -16,17 +16,21 @@ func TestMain(m *testing.M) { cluster.Main(m) }
 func TestProbesOverBothFamilies(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 2, NoAPI: true})
 	a, b := c.Node(1), c.Node(2)
+	cpus, err := probe.OneEach()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, addr := range b.Underlay() {
 		t.Run(addr.String(), func(t *testing.T) {
 			rtt, err := probe.Ping(t.Context(), a, addr)
 			if err != nil || rtt <= 0 {
 				t.Errorf("echo after %s: %v", rtt, err)
 			}
-			bits, err := probe.Throughput(t.Context(), a, b, addr, 100*time.Millisecond)
+			bits, err := probe.Throughput(t.Context(), a, b, addr, cpus, 100*time.Millisecond)
 			if err != nil || bits < 10e6 {
 				t.Errorf("%.0f bit/s: %v", bits, err)
 			}
-			times, err := probe.RoundTrips(t.Context(), a, b, addr, 200)
+			times, err := probe.RoundTrips(t.Context(), a, b, addr, cpus.Shared(), 200)
 			if err != nil || len(times) != 200 || !slices.IsSorted(times) || probe.Median(times) <= 0 {
 				t.Errorf("%d round trips, median %s: %v", len(times), probe.Median(times), err)
 			}
@@ -47,7 +51,7 @@ func TestWhatIsUnreachableGivesAnError(t *testing.T) {
 			if _, err := probe.Ping(ctx, a, addr); !errors.Is(err, probe.ErrNoReply) {
 				t.Errorf("echo: %v", err)
 			}
-			if _, err := probe.RoundTrips(ctx, a, b, addr, 1); err == nil {
+			if _, err := probe.RoundTrips(ctx, a, b, addr, probe.CPUs{}, 1); err == nil {
 				t.Error("round trips to what is unplugged")
 			}
 		})

@@ -19,10 +19,10 @@ const chunk = 256 << 10
 //
 // It and RoundTrips use blocking sockets on threads of their own, as iperf and
 // netperf do: Go's poller would add its own time to both ends.
-func Throughput(ctx context.Context, from, to Place, addr netip.Addr, duration time.Duration) (float64, error) {
+func Throughput(ctx context.Context, from, to Place, addr netip.Addr, cpus CPUs, duration time.Duration) (float64, error) {
 	var received int64
 	var took time.Duration
-	err := connected(ctx, from, to, addr, func(fd int) error {
+	err := connected(ctx, from, to, addr, cpus, func(fd int) error {
 		buf := make([]byte, chunk)
 		for end := time.Now().Add(duration); time.Now().Before(end); {
 			if err := writeAll(fd, buf); err != nil {
@@ -51,11 +51,44 @@ func Throughput(ctx context.Context, from, to Place, addr netip.Addr, duration t
 	return float64(received) * 8 / took.Seconds(), nil
 }
 
+// Stream sends one TCP stream of so many bits per second until ctx ends, which is
+// no error. It is one if the stream breaks before.
+func Stream(ctx context.Context, from, to Place, addr netip.Addr, rate float64) error {
+	cpus, err := OneEach()
+	if err != nil {
+		return err
+	}
+	const piece = 16 << 10
+	pace := time.NewTicker(time.Duration(piece * 8 / rate * float64(time.Second)))
+	defer pace.Stop()
+	// Not ctx: its end would break the connection.
+	return connected(context.WithoutCancel(ctx), from, to, addr, cpus, func(fd int) error {
+		buf := make([]byte, piece)
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-pace.C:
+			}
+			if err := writeAll(fd, buf); err != nil {
+				return err
+			}
+		}
+	}, func(fd int) error {
+		buf := make([]byte, chunk)
+		for {
+			if n, err := unix.Read(fd, buf); n == 0 || err != nil && !errors.Is(err, unix.EINTR) {
+				return err
+			}
+		}
+	})
+}
+
 // RoundTrips sends one byte to and fro over one TCP connection n times, and
 // gives the times each took, sorted.
-func RoundTrips(ctx context.Context, from, to Place, addr netip.Addr, n int) ([]time.Duration, error) {
+func RoundTrips(ctx context.Context, from, to Place, addr netip.Addr, cpus CPUs, n int) ([]time.Duration, error) {
 	times := make([]time.Duration, 0, n)
-	err := connected(ctx, from, to, addr, func(fd int) error {
+	err := connected(ctx, from, to, addr, cpus, func(fd int) error {
 		buf := make([]byte, 1)
 		for range n {
 			started := time.Now()
@@ -96,8 +129,8 @@ func Median(sorted []time.Duration) time.Duration {
 
 // connected connects from a place to an address of another, runs client and
 // server on the two ends at the same time, and closes each when it ends. The
-// end of ctx ends both.
-func connected(ctx context.Context, from, to Place, addr netip.Addr, client, server func(fd int) error) error {
+// end of ctx ends both. The threads that run them stay on cpus.
+func connected(ctx context.Context, from, to Place, addr netip.Addr, cpus CPUs, client, server func(fd int) error) error {
 	listening := make(chan int, 1)
 	result := make(chan error, 2)
 	go func() {
@@ -117,7 +150,7 @@ func connected(ctx context.Context, from, to Place, addr netip.Addr, client, ser
 			if err = errors.Join(err, unix.Close(fd)); err != nil {
 				return fmt.Errorf("accept: %w", err)
 			}
-			return serve(ctx, conn, server)
+			return pinned(cpus[1], func() error { return serve(ctx, conn, server) })
 		})
 	}()
 	port, ok := <-listening
@@ -130,7 +163,7 @@ func connected(ctx context.Context, from, to Place, addr netip.Addr, client, ser
 			if err != nil {
 				return err
 			}
-			return serve(ctx, conn, client)
+			return pinned(cpus[0], func() error { return serve(ctx, conn, client) })
 		})
 	}()
 	return errors.Join(<-result, <-result, ctx.Err())

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,15 @@ const AssetsEnv = "KUBEBUILDER_ASSETS"
 // buildFlags are the same for all programs, so that the packages they share
 // are compiled once.
 var buildFlags = []string{"-trimpath", "-tags", "selinux,notest,grpcnotrace"}
+
+// builder builds programs of a module into a cache.
+type builder struct {
+	module  string // its directory
+	version string // of Kubernetes: v1.37.1; empty for another module
+	cache   string
+	flags   []string // of the go command, beside buildFlags
+	log     io.Writer
+}
 
 // Set is a set of programs: absolute paths.
 type Set struct{ APIServer, Etcd string }
@@ -62,11 +72,12 @@ func Find(ctx context.Context, log io.Writer) (Set, error) {
 	if dir, ok := b.envtest(ctx); ok {
 		return set, set.link(setIn(dir))
 	}
-	err = b.compile(ctx, "kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", "about 5 to 8 minutes on two cores")
-	if err != nil {
-		return Set{}, err
+	for _, program := range kubernetes[:2] {
+		if err := b.compile(ctx, program.name, program.pkg, program.duration); err != nil {
+			return Set{}, err
+		}
 	}
-	return set, b.compile(ctx, "etcd", "go.etcd.io/etcd/server/v3", "less than a minute")
+	return set, nil
 }
 
 // GarbageCollector gives the program hack/kube/garbage-collector, built where
@@ -83,6 +94,44 @@ func GarbageCollector(ctx context.Context, log io.Writer) (string, error) {
 	name := "garbage-collector-" + sum
 	err = b.build(ctx, name, "./garbage-collector", "less than a minute")
 	return filepath.Join(b.cache, name), err
+}
+
+// kubernetes are the programs that Kubernetes gives: where each is in hack/kube,
+// and how long it takes on two cores after those before it.
+var kubernetes = []struct{ name, pkg, duration string }{
+	{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", "about 5 to 8 minutes on two cores"},
+	{"etcd", "go.etcd.io/etcd/server/v3", "less than a minute"},
+	{"kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager", "about four minutes"},
+	{"kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", "less than a minute"},
+	{"kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy", "about a minute"},
+	{"kubelet", "k8s.io/kubernetes/cmd/kubelet", "about a minute"},
+	{"kubeadm", "k8s.io/kubernetes/cmd/kubeadm", "less than a minute"},
+	{"kubectl", "k8s.io/kubernetes/cmd/kubectl", "about a minute"},
+	{"agnhost", "k8s.io/kubernetes/test/images/agnhost", "less than a minute"},
+	{"regression-issue-74839", "k8s.io/kubernetes/test/images/regression-issue-74839", "less than a minute"},
+}
+
+// Kubernetes gives a directory with the programs of a node, of a control plane
+// and of the tests of Kubernetes, each of them built from its module where it
+// isn't there: static, for container images.
+func Kubernetes(ctx context.Context, log io.Writer) (string, error) {
+	b, err := newBuilder(log)
+	if err != nil {
+		return "", err
+	}
+	for _, program := range kubernetes {
+		if err := b.build(ctx, program.name, program.pkg, program.duration); err != nil {
+			return "", err
+		}
+	}
+	return b.cache, nil
+}
+
+// Node gives a directory with what a node of a kind cluster has besides, and
+// with kind itself: the programs that hack/node-image names, built where that
+// has changed.
+func Node(ctx context.Context, log io.Writer) (string, error) {
+	return tools(ctx, log, "node-image", "node", "about four minutes", "coredns/main.go")
 }
 
 // Kubectl gives kubectl: the one on PATH, else one built from its module.
@@ -111,21 +160,22 @@ func Multus(ctx context.Context, log io.Writer) (string, error) {
 }
 
 // tools builds the tools of the module hack/module.
-func tools(ctx context.Context, log io.Writer, module, title, duration string) (string, error) {
+func tools(ctx context.Context, log io.Writer, module, title, duration string, sources ...string) (string, error) {
+	b, err := toolBuilder(log, module)
+	if err != nil {
+		return "", err
+	}
+	return b.tools(ctx, title, duration, sources...)
+}
+
+// toolBuilder builds what is in hack/module.
+func toolBuilder(log io.Writer, module string) (*builder, error) {
 	root, err := moduleRoot()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	b := &builder{module: filepath.Join(root, "hack", module), log: log}
-	if b.cache, err = cacheDir(module); err != nil {
-		return "", err
-	}
-	sum, err := digest(filepath.Join(b.module, "go.mod"))
-	if err != nil {
-		return "", err
-	}
-	name := title + "-" + sum
-	return filepath.Join(b.cache, name), b.build(ctx, name, "tool", duration)
+	cache, err := cacheDir(module)
+	return &builder{module: filepath.Join(root, "hack", module), cache: cache, log: log}, err
 }
 
 // digest names the contents of files.
@@ -162,14 +212,6 @@ func (s Set) link(other Set) error {
 		}
 	}
 	return nil
-}
-
-// builder builds programs of a module into a cache.
-type builder struct {
-	module  string // its directory
-	version string // of Kubernetes: v1.37.1; empty for another module
-	cache   string
-	log     io.Writer
 }
 
 var kubernetesVersion = regexp.MustCompile(`(?m)^\s*(?:require )?k8s\.io/kubernetes (v\S+)$`)
@@ -221,6 +263,21 @@ func moduleRoot() (string, error) {
 	}
 }
 
+// tools builds the tools of the module; sources are those of its own files that
+// they are made of.
+func (b *builder) tools(ctx context.Context, title, duration string, sources ...string) (string, error) {
+	files := []string{filepath.Join(b.module, "go.mod")}
+	for _, source := range sources {
+		files = append(files, filepath.Join(b.module, source))
+	}
+	sum, err := digest(files...)
+	if err != nil {
+		return "", err
+	}
+	name := title + "-" + sum
+	return filepath.Join(b.cache, name), b.build(ctx, name, "tool", duration)
+}
+
 // build is compile for what isn't there, and for one process at a time.
 func (b *builder) build(ctx context.Context, name, pkg, duration string) error {
 	path := filepath.Join(b.cache, name)
@@ -252,7 +309,11 @@ func (b *builder) compile(ctx context.Context, name, pkg, duration string) error
 	if pkg == "tool" {
 		output += "/"
 	}
-	args := append([]string{"build"}, buildFlags...)
+	args := []string{"build"}
+	if strings.HasSuffix(name, ".test") {
+		args = []string{"test", "-c", "-vet=off"} // vet would compile all of it once more
+	}
+	args = append(append(args, buildFlags...), b.flags...)
 	args = append(args, "-ldflags", b.ldflags(), "-o", output, pkg)
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = b.module

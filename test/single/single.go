@@ -104,7 +104,7 @@ func (n *Node) Files(t testing.TB) string {
 
 // Build builds the plugin into dir, under the name weft.
 func Build(ctx context.Context, dir string) error {
-	build := exec.CommandContext(ctx, "go", "build", "-ldflags", "-X main.version=v1.2.3",
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-X main.version=v1.2.3",
 		"-o", filepath.Join(dir, "weft"), "github.com/weft-cni/weft/cmd/plugin")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
