@@ -93,7 +93,8 @@ type VTEPSpec struct {
 type WireGuard struct {
 	// Mode is what the node takes from its peers: encrypted packets only
 	// (wireguard), or such in clear as well (permissive), or encrypted segments
-	// and all else in clear (none).
+	// and all else in clear (none; also while packets are under way to a node
+	// that has turned encryption off).
 	//
 	// +kubebuilder:validation:Enum=none;permissive;wireguard
 	Mode string `json:"mode"`

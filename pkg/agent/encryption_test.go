@@ -245,6 +245,31 @@ func TestOffDrains(t *testing.T) {
 	})
 }
 
+// TestPeerDrains: the tunnel to a peer that turns encryption off stays for what
+// is under way by it, and is not used.
+func TestPeerDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newSecretWorld(t, encrypt.Permissive)
+		w.sessions["wg-weft0"] = 1
+		w.observe()
+		drains := w.peer
+		encryption := *w.peer.Encryption
+		encryption.SegmentsOnly, drains.Encryption = true, &encryption
+		w.tell("n2", claim{peer: &drains})
+		w.settle()
+		tunnel := kernel.PeerKey("wg-weft0", kernel.PublicKey{9})
+		p, _ := w.kernel.state[tunnel].(kernel.WireGuardPeer)
+		if w.route() != overlay.Link || !strings.Contains(string(p.AllowedIPs), "10.244.2.0/24") || p.Keepalive != 0 {
+			t.Errorf("by %s, while the tunnel is %v", w.route(), p)
+		}
+		delete(w.sessions, "wg-weft0")
+		w.observe()
+		if _, still := w.kernel.state[tunnel]; still || w.route() != overlay.Link {
+			t.Errorf("by %s, and the tunnel is there: %v", w.route(), still)
+		}
+	})
+}
+
 // TestEncryptionConditions: what an operator hears of, once for all peers.
 func TestEncryptionConditions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

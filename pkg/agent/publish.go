@@ -157,7 +157,7 @@ func vtepOf(n Node, self encrypt.Self, s settings.Settings) *v1alpha1.VTEP {
 	for _, c := range self.PodCIDRs {
 		v.Spec.PodCIDRs = append(v.Spec.PodCIDRs, c.String())
 	}
-	if s.Encrypt.Mode != encrypt.None || self.Inner.Addr.IsValid() && len(self.Keys) > 0 {
+	if len(self.Keys) > 0 {
 		v.Spec.WireGuard = wireGuardOf(self, s.Encrypt)
 	}
 	return v

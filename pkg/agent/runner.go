@@ -69,6 +69,9 @@ type runner struct {
 	plan       *plan
 	encryption *encryption
 	traffic    traffic
+	// drains says that there were sessions when the daemon started: maybe those
+	// of one that encrypted.
+	drains     bool
 	listed     bool             // the plan has all peers that there are
 	malformed  map[string]error // VTEPs that are no peers, by name
 	node       *Node            // nil before it was first told
@@ -289,6 +292,7 @@ func (r *runner) look(w work) (moved bool, err error) {
 	}
 	if !r.plan.built() {
 		r.encryption.sealed = r.encryption.sealed || sealedOnRecord(r.attachments)
+		r.drains = len(r.plan.sessions) > 0
 	}
 	addrs, err := r.kernel.HostAddrs(ownNames())
 	if err != nil {
@@ -311,7 +315,7 @@ func (r *runner) look(w work) (moved bool, err error) {
 		if err = r.retire(); err != nil {
 			r.log.Warn("the old WireGuard key stays for now", "err", err)
 		}
-		self, r.host = r.encryption.self(on, len(r.plan.sessions) > 0, time.Now())
+		self, r.host = r.encryption.self(on, r.draining(), time.Now())
 	}
 	if r.host != nil || r.plan.built() && reflect.DeepEqual(self, r.plan.self) {
 		return false, nil //nolint:nilerr // settle tells of host; the plan stays

@@ -156,10 +156,11 @@ func (r *runner) pace(w work, changed bool) {
 	}
 }
 
-// draining reports whether peers still have sessions with a node that doesn't
-// encrypt any more.
+// draining reports whether peers may still have packets under way by the
+// sessions of a node that doesn't encrypt any more.
 func (r *runner) draining() bool {
-	return !r.encryption.on() && len(r.plan.sessions) > 0
+	r.drains = r.drains && !r.encryption.on() && len(r.plan.sessions) > 0
+	return r.drains
 }
 
 // rotates reports whether there is something to be done about keys: an operator
@@ -169,7 +170,7 @@ func (r *runner) rotates() bool {
 	e := r.encryption
 	switch {
 	case !e.on():
-		return r.plan.built() && len(r.plan.self.Keys) > 0 && len(r.plan.sessions) == 0
+		return r.plan.built() && len(r.plan.self.Keys) > 0 && !r.draining()
 	case len(e.keys) == 1:
 		return !time.Now().Before(encrypt.Due(e.config, e.keys, e.asked))
 	}

@@ -123,10 +123,10 @@ func PlanPeer(c Config, o overlay.Config, self Self, peer overlay.Peer, sessions
 	if err = cmp.Or(err, noWay); err != nil && (c.Mode == WireGuard || errors.Is(err, ErrStrict)) {
 		refuse(c, p.State, self, peer)
 	}
-	allowed := allowedIPs(self, peer, err)
+	allowed := allowedIPs(c, self, peer, err)
 	if peer.Encryption != nil && len(allowed) > 0 {
 		p.Tunnels = tunnels(self, peer)
-		if c.Mode == None && !self.sealed() { // only what is still in use, and only to receive by it
+		if drains(c, self, peer) { // only what is still in use, and only to receive by it
 			p.Tunnels = slices.DeleteFunc(p.Tunnels, func(t Tunnel) bool { _, up := sessions[t.Session]; return !up })
 		}
 	}
@@ -143,7 +143,7 @@ func PlanPeer(c Config, o overlay.Config, self Self, peer overlay.Peer, sessions
 		}
 	}
 	for i, t := range p.Tunnels {
-		p.State.Put(t.object(peer, outer, psk, p.keepalive(c, self, i, taken), allowed))
+		p.State.Put(t.object(peer, outer, psk, p.keepalive(c, drains(c, self, peer), i, taken), allowed))
 	}
 	return p, err
 }
@@ -152,6 +152,12 @@ func PlanPeer(c Config, o overlay.Config, self Self, peer overlay.Peer, sessions
 // be encrypted.
 func encrypts(c Config, peer overlay.Peer) bool {
 	return c.Mode != None && peer.Encryption != nil && !peer.Encryption.SegmentsOnly
+}
+
+// drains reports whether tunnels to the peer are only there for what one end
+// sent before it, or the other, stopped to encrypt.
+func drains(c Config, self Self, peer overlay.Peer) bool {
+	return !self.sealed() && !encrypts(c, peer)
 }
 
 // lead leads the peer's pods into the best way, in the clear if there is none
@@ -184,10 +190,10 @@ func (p *PeerPlan) lead(c Config, self Self, peer overlay.Peer, plain kernel.Sta
 }
 
 // allowedIPs are what is taken from a peer: what its pods and itself send to pods,
-// unless there is something against it or the peer sends that in clear, and
-// encrypted segments.
-func allowedIPs(self Self, peer overlay.Peer, against error) (allowed []netip.Prefix) {
-	if against == nil && peer.Encryption != nil && !peer.Encryption.SegmentsOnly {
+// unless there is something against it, and encrypted segments. From a peer that
+// sends to pods in clear that is what it sent before it did.
+func allowedIPs(c Config, self Self, peer overlay.Peer, against error) (allowed []netip.Prefix) {
+	if against == nil && peer.Encryption != nil && (!peer.Encryption.SegmentsOnly || c.Mode != WireGuard) {
 		allowed = slices.Clone(peer.PodCIDRs)
 		for _, a := range peer.Underlay {
 			allowed = append(allowed, netip.PrefixFrom(a, a.BitLen()))
@@ -203,12 +209,14 @@ func allowedIPs(self Self, peer overlay.Peer, against error) (allowed []netip.Pr
 // Where there is a choice, the way that is taken is kept alive, and those that
 // are better are tried; those that are worse are silent, so that their other
 // end can tell when nobody needs them any more.
-func (p PeerPlan) keepalive(c Config, self Self, i, taken int) uint16 {
+func (p PeerPlan) keepalive(c Config, drains bool, i, taken int) uint16 {
 	configured := uint16(c.Keepalive.Seconds())
 	switch {
+	case drains:
+		return 0
 	case !p.Choice:
 		return configured
-	case i > taken || c.Mode == None && !self.sealed():
+	case i > taken:
 		return 0
 	case configured == 0:
 		return choosing

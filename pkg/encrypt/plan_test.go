@@ -128,6 +128,8 @@ func TestPlans(t *testing.T) {
 		{"strict-without-segments", strict, selfOf(one, "172.30.0.11", "10.244.1.0/24"), segments, nil},
 		{"permissive-with-segments", permissive, sealed(one), soft, nil},
 		{"permissive-to-segments", permissive, sealed(one), segments, up(session(0, 0))},
+		{"permissive-drains", permissive, dual(one), segments, up(session(0, 0))},
+		{"permissive-drained", permissive, dual(one), segments, nil},
 		{"none-drains", none, dual(one), soft, up(session(0, 0))},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -104,8 +104,9 @@ type Peer struct {
 type Encryption struct {
 	// Strict says that the peer takes nothing in clear.
 	Strict bool
-	// SegmentsOnly says that its keys are for encrypted segments: the cluster
-	// network's packets it sends and takes in clear.
+	// SegmentsOnly says that its keys are for encrypted segments, or for what is
+	// under way since it stopped to encrypt: the cluster network's packets it
+	// sends in clear, and takes so.
 	SegmentsOnly bool
 	// Keys are the newest first, in different slots; one, or two while the peer
 	// rotates.

@@ -213,7 +213,7 @@ func TestFailClosed(t *testing.T) {
 	})
 	t.Run("a peer that was known before", func(t *testing.T) {
 		l.daemon(2) // encryption off, against the procedure
-		l.published("n2", 5*time.Second, func(v *v1alpha1.VTEP) bool { return v.Spec.WireGuard == nil })
+		l.published("n2", 5*time.Second, func(v *v1alpha1.VTEP) bool { return v.Spec.WireGuard == nil || v.Spec.WireGuard.Mode == "none" })
 		eventually(t, 5*time.Second, has(t, l.Node(1), "route unreachable "+l.Node(2).PodCIDRs[0].String()))
 		for _, ip := range b.IPs() {
 			if _, err := probe.PingOnce(within(t, time.Second), a, ip); err == nil {

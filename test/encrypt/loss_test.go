@@ -197,7 +197,7 @@ func TestOnAndOff(t *testing.T) {
 		if err := has(t, n, "route 10.244.", "dev vxlan-weft")(); err != nil {
 			t.Error(err)
 		}
-		l.published(n.Name, time.Second, func(v *v1alpha1.VTEP) bool { return v.Spec.WireGuard == nil })
+		l.published(n.Name, time.Second, func(v *v1alpha1.VTEP) bool { return v.Spec.WireGuard == nil || v.Spec.WireGuard.Mode == "none" })
 	}
 }
 
