@@ -78,6 +78,9 @@ func (ns *NS) Do(f func() error) error {
 	return <-done
 }
 
+// Fd is an open file of ns, for moving links there.
+func (ns *NS) Fd() int { return int(ns.fd) }
+
 // Sysctl sets a kernel setting in ns, by its path below /proc/sys.
 func (ns *NS) Sysctl(t testing.TB, name, value string) {
 	t.Helper()

@@ -3,12 +3,10 @@ package rtnl_test
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
@@ -20,9 +18,8 @@ import (
 	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/kernel/rtnl"
 	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/test/testns"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 // inNamespace gives the test a network namespace of its own with an underlay
 // interface eth0, on a thread that dies with the test.
@@ -165,21 +162,8 @@ func TestGoldenState(t *testing.T) {
 			apply(t, h, want)
 			have, err := h.Read(rtnl.NamesOf(want))
 			must(t, err)
-			golden(t, name+".golden", have.String())
+			testns.Golden(t, name+".golden", have.String())
 		})
-	}
-}
-
-func golden(t *testing.T, file, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", file)
-	if *update {
-		must(t, os.WriteFile(path, []byte(got), 0o644))
-	}
-	want, err := os.ReadFile(path)
-	must(t, err)
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("%s (-want +got):\n%s", path, d)
 	}
 }
 
@@ -430,7 +414,7 @@ func TestFailureStopsNothing(t *testing.T) {
 	for _, e := range failed {
 		text += e.Error() + "\n"
 	}
-	golden(t, "refused.golden", text)
+	testns.Golden(t, "refused.golden", text)
 	delete(want, bad.Key())
 	delete(want, kernel.Key{Kind: kernel.KindNeigh, Name: "nowhere", Dst: netip.MustParsePrefix("10.99.0.1/32")})
 	settled(t, h, want)
