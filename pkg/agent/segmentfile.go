@@ -30,6 +30,8 @@ func (s *segments) writeFiles(p *segmentPass, failed kernel.Keys) (errs []error)
 }
 
 func (s *segments) writeFile(vni uint32, on activeSegment) error {
+	s.files.Lock() // from here, so that no block is told of that was hidden meanwhile
+	defer s.files.Unlock()
 	s.mu.Lock()
 	self := s.state.self
 	blocks, listed := s.state.own.blocksOf(vni)

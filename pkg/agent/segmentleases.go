@@ -115,10 +115,12 @@ func (s *segments) giveBack(ctx context.Context, b *v1alpha1.IPBlock) error {
 	}
 	free, err := s.hide(b, vni, block)
 	unlock()
-	if err != nil || !free {
-		return err
+	if err == nil && !free {
+		return nil
 	}
-	err = s.blocks.Delete(ctx, b.Name, metav1.DeleteOptions{})
+	if err == nil {
+		err = s.blocks.Delete(ctx, b.Name, metav1.DeleteOptions{})
+	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		s.update(func(st *segmentState) {
 			st.own.leases.put(b)
@@ -137,6 +139,8 @@ func (s *segments) hide(b *v1alpha1.IPBlock, vni uint32, block netip.Prefix) (fr
 	if err != nil || slices.ContainsFunc(slices.Collect(maps.Keys(claimed)), block.Contains) {
 		return false, err
 	}
+	s.files.Lock()
+	defer s.files.Unlock()
 	s.learn(func(o *ownObjects) { o.leases.remove(b) })
 	f, err := netconf.ReadSegment(s.runDir, vni, s.bootID)
 	if err != nil { // no file, no ADD

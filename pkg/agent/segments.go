@@ -53,6 +53,7 @@ type segments struct {
 	mended  bool                    // the whole kernel has been compared once
 
 	leasing leasing
+	files   sync.Mutex // held by who writes a segment's file
 
 	mu    sync.Mutex
 	state segmentState
