@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/kernel"
 )
@@ -165,33 +167,58 @@ func printChain(chain *nftables.Chain) string {
 // applyTable carries out all operations on tables and elements in one
 // transaction: all of them, or none. Tables that the library can't send have
 // transactions of their own.
-func (h *Handle) applyTable(all []kernel.Op) []OpError {
-	err := func() error {
-		ops := slices.DeleteFunc(slices.Clone(all), sendsItself)
-		c, err := nft()
+func (h *Handle) applyTable(all []kernel.Op) (failed []OpError) {
+	note := func(op kernel.Op, err error) {
 		if err != nil {
-			return err
-		}
-		for len(ops) > 0 {
-			n := sameSet(ops)
-			if err := addTableOps(c, ops[:n]); err != nil {
-				return err
-			}
-			ops = ops[n:]
-		}
-		return c.Flush()
-	}()
-	var failed []OpError
-	for _, op := range all {
-		if sendsItself(op) {
-			if alone := sendTable(op.Want); alone != nil {
-				failed = append(failed, OpError{Op: op, Err: alone})
-			}
-		} else if err != nil {
 			failed = append(failed, OpError{Op: op, Err: err})
 		}
 	}
+	ops := slices.DeleteFunc(slices.Clone(all), sendsItself)
+	err := transact(ops)
+	if errors.Is(err, unix.ENOENT) && slices.ContainsFunc(ops, deletesElement) {
+		// All or nothing: what somebody else deleted meanwhile is gone already.
+		for _, op := range ops {
+			if deletesElement(op) {
+				if alone := transact([]kernel.Op{op}); !isGone(alone) {
+					note(op, alone)
+				}
+			}
+		}
+		ops = slices.DeleteFunc(ops, deletesElement)
+		err = transact(ops)
+	}
+	for _, op := range ops {
+		note(op, err)
+	}
+	for _, op := range all {
+		if sendsItself(op) {
+			note(op, sendTable(op.Want))
+		}
+	}
 	return failed
+}
+
+func deletesElement(op kernel.Op) bool {
+	return op.Verb == kernel.Delete && op.Key().Kind == kernel.KindElement
+}
+
+// transact does all of the operations, or none.
+func transact(ops []kernel.Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	c, err := nft()
+	if err != nil {
+		return err
+	}
+	for len(ops) > 0 {
+		n := sameSet(ops)
+		if err := addTableOps(c, ops[:n]); err != nil {
+			return err
+		}
+		ops = ops[n:]
+	}
+	return c.Flush()
 }
 
 // elementsPerMessage keeps a message's list of elements below 64 KiB, which is

@@ -42,3 +42,24 @@ func TestSources(t *testing.T) {
 	}
 	apply(t, h, want)
 }
+
+// TestElementsGoneMeanwhile: of elements that are to go, and one that is to come,
+// somebody else has deleted some.
+func TestElementsGoneMeanwhile(t *testing.T) {
+	h := inNamespace(t)
+	source := func(link string, last byte) kernel.Source {
+		return kernel.Source{Table: segment.Table, Set: "senders4", Link: link, Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 7, last}), 32)}
+	}
+	before, after := segment.PlanTable(), segment.PlanTable()
+	before.Put(source("weft0", 1), source("weft0", 2), source("weft1", 3))
+	after.Put(source("weft2", 4))
+	apply(t, h, before)
+	ops := kernel.Diff(after, before, nil)
+	meanwhile := segment.PlanTable()
+	meanwhile.Put(source("weft1", 3))
+	apply(t, h, meanwhile)
+	for _, failed := range h.Apply(ops) {
+		t.Errorf("apply: %v", failed)
+	}
+	settled(t, h, after)
+}
