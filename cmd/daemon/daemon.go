@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,6 +22,7 @@ import (
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/settings"
 	"github.com/weft-cni/weft/pkg/sriov"
+	"github.com/weft-cni/weft/pkg/veth"
 	"github.com/weft-cni/weft/pkg/wguser"
 )
 
@@ -71,9 +73,7 @@ func (d *daemon) run(ctx context.Context, out io.Writer) error {
 	case d.once:
 		return a.Once(ctx)
 	}
-	if d.sysfs != "" {
-		go d.sweep(ctx, log, boot)
-	}
+	go d.sweep(ctx, log, boot, s.Resync)
 	if err := a.Run(ctx); err != nil {
 		return err
 	}
@@ -81,15 +81,29 @@ func (d *daemon) run(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// sweep restores devices whose pods went while nobody looked. What fails is
-// for the next GC or DEL.
-func (d *daemon) sweep(ctx context.Context, log *slog.Logger, bootID string) {
-	p := &attach.Plugin{Log: log, BootID: bootID, Sysfs: sriov.Sysfs{Root: d.sysfs}}
-	if err := p.Sweep(ctx, &netconf.Network{DataDir: netconf.DataDir, RunDir: netconf.RunDir}); err != nil {
-		log.Warn("not all devices of pods that have gone are restored", "err", err)
+// sweep gives back, at the start and from time to time, what pods had that went
+// without a DEL. What fails is for the next time, or for a GC or DEL.
+func (d *daemon) sweep(ctx context.Context, log *slog.Logger, bootID string, every time.Duration) {
+	node, err := veth.Open()
+	if err != nil {
+		log.Error("nothing of pods that went without a DEL is given back", "err", err)
 		return
 	}
-	log.Info("devices of pods that have gone are restored")
+	defer node.Close()
+	p := &attach.Plugin{Log: log, BootID: bootID, Node: node, Sysfs: sriov.Sysfs{Root: d.sysfs}}
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for first := true; ctx.Err() == nil; first = false {
+		if err := p.Sweep(ctx, &netconf.Network{DataDir: netconf.DataDir, RunDir: netconf.RunDir}); err != nil {
+			log.Warn("not all that pods had which have gone is given back", "err", err)
+		} else if first {
+			log.Info("what pods had that have gone is given back", "devices", d.sysfs != "")
+		}
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
 }
 
 func (d *daemon) restConfig() (c *rest.Config, err error) {

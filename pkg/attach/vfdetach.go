@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
 
 	"github.com/weft-cni/weft/pkg/ipam"
@@ -164,68 +163,4 @@ func (p *Plugin) detachVF(ctx context.Context, n, as *netconf.Network, rec recor
 		return nil
 	}
 	return devicesOf(n).releaseAll(func(o ipam.Owner) bool { return o == owner })
-}
-
-// Sweep restores the devices of attachments of this boot whose network
-// namespace has gone without a DEL, so that others can have them. Their
-// records stay, for the DEL or GC that releases their addresses. n tells where
-// records are. A failure stops none of the rest.
-//
-// It takes no device from a pod that is only out of sight: where namespaces
-// can't be seen from here it does nothing, and a network device has to be back
-// on the node already.
-func (p *Plugin) Sweep(ctx context.Context, n *netconf.Network) error {
-	recs, err := store(n).List()
-	if err != nil && len(record.Corrupt(err)) == 0 {
-		return err
-	}
-	var errs []error
-	for _, rec := range recs {
-		abandoned, err := p.abandoned(n, rec)
-		if err != nil || !abandoned {
-			errs = append(errs, err)
-			continue
-		}
-		p.Log.Info("restoring the device of a pod that has gone",
-			"container", rec.ContainerID, "interface", rec.IfName, "device", rec.VF.Device.Address)
-		as := *n
-		as.Env = netconf.Env{Command: netconf.Del, ContainerID: rec.ContainerID, IfName: rec.IfName}
-		if err := p.giveBack(ctx, &as, rec); err != nil {
-			errs = append(errs, fmt.Errorf("sweep %s/%s: %w", rec.ContainerID, rec.IfName, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// seen reports whether there is such a file: where not, perhaps the namespaces
-// of pods can't be seen from here.
-func seen(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
-// abandoned reports whether a record has a device whose pod has gone.
-func (p *Plugin) abandoned(n *netconf.Network, rec record.Attachment) (bool, error) {
-	if rec.VF == nil || rec.BootID != p.BootID {
-		return false, nil
-	}
-	if !seen(filepath.Dir(rec.Netns)) {
-		return false, nil
-	}
-	if pod, err := podns.Open(rec.Netns); err == nil {
-		pod.Close()
-		return false, nil
-	} else if !isGone(err) {
-		return false, err
-	}
-	d, err := p.Sysfs.Device(rec.VF.Device.Address)
-	if errors.Is(err, sriov.ErrNoDevice) {
-		return false, nil
-	}
-	if err != nil || d.Link == "" && !d.Userspace() {
-		return false, err
-	}
-	owner := ipam.Owner{ContainerID: rec.ContainerID, IfName: rec.IfName}
-	holder, held, err := devicesOf(n).owner(rec.VF.Device.Address)
-	return held && holder == owner, err
 }

@@ -23,7 +23,7 @@ func TestSRIOV(t *testing.T) {
 	n := c.Node(1)
 	d := withMultus(t, c, n, "sriov")[0]
 	confined(t, d)
-	if log := d.output(t); !strings.Contains(log, "devices of pods that have gone are restored") {
+	if log := d.output(t); !strings.Contains(log, "what pods had that have gone is given back\" devices=true") {
 		t.Errorf("the daemon didn't look for devices:\n%s", log)
 	}
 	const examples = "../../manifests/sriov/examples/"

@@ -235,7 +235,7 @@ func (l *lab) weftd() string {
 	var text []byte
 	eventually(l.t, func() error {
 		text, err = os.ReadFile(log.Name())
-		if err == nil && !strings.Contains(string(text), "devices of pods that have gone") {
+		if err == nil && !strings.Contains(string(text), "what pods had that have gone") {
 			err = fmt.Errorf("weftd says:\n%s", text)
 		}
 		return err
