@@ -33,20 +33,23 @@ spec:
 func TestMultus(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 2})
 	n := c.Node(1)
-	withMultus(t, c, n, "multus")
+	withMultus(t, c, n, "base", "multus")
 	apply(t, c, objectsIn(t, []byte(second)))
 	attachTwice(t, c, n)
 }
 
-// withMultus applies a variant that has Multus, and runs its daemon on all nodes
+// withMultus applies variants, one with Multus, and runs the daemon on all nodes
 // and Multus on one. It gives the daemons.
-func withMultus(t *testing.T, c *cluster.Cluster, n *cluster.Node, variant string) (daemons []*running) {
+func withMultus(t *testing.T, c *cluster.Cluster, n *cluster.Node, variants ...string) (daemons []*running) {
 	t.Helper()
 	bin, err := programs.Multus(t.Context(), t.Output())
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest := objectsIn(t, kustomize(t, variant))
+	var manifest []*unstructured.Unstructured
+	for _, variant := range variants {
+		manifest = append(manifest, objectsIn(t, kustomize(t, variant))...)
+	}
 	apply(t, c, manifest)
 	weft, multus := newKubelet(t, c, manifest, "weftd"), newKubelet(t, c, manifest, "multus")
 	multus.image = []bind{ // where the project's image has them

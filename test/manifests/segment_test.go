@@ -35,7 +35,7 @@ spec:
 func TestMultusSegment(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 2})
 	n := c.Node(1)
-	withMultus(t, c, n, "multus")
+	withMultus(t, c, n, "base", "multus")
 	const asked = `"interface": "tenant0", "ips": ["192.168.7.20/24", "fd00:7::20/64"], "mac": "02:00:00:00:07:20"`
 	for _, network := range []struct {
 		name, keys, element string
@@ -134,7 +134,7 @@ func firstLink(t *testing.T, pod *cluster.Pod) string {
 func TestDocumentedPods(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 2})
 	n := c.Node(1)
-	withMultus(t, c, n, "multus")
+	withMultus(t, c, n, "base", "multus")
 	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(readFile(t, "../../docs/networks.md"), -1)
 	attached := 0
 	for _, block := range blocks {

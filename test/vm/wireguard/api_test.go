@@ -60,7 +60,7 @@ func newAPI(nodes []*cluster.Node) *api {
 
 // serve answers a node on its own loopback, for as long as the test runs, and
 // gives the URL.
-func (a *api) serve(t *testing.T, n *cluster.Node) (url string) {
+func (a *api) serve(t testing.TB, n *cluster.Node) (url string) {
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/v1/nodes", func(w http.ResponseWriter, r *http.Request) {

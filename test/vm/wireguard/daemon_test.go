@@ -19,7 +19,7 @@ import (
 )
 
 // daemon starts weftd on a node, and waits until pods can be attached there.
-func (a *api) daemon(t *testing.T, n *cluster.Node, url string) *cluster.Process {
+func (a *api) daemon(t testing.TB, n *cluster.Node, url string) *cluster.Process {
 	t.Helper()
 	const kubeconfig = "/etc/weft/kubeconfig"
 	must(t, n.WriteFile(kubeconfig, fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -44,7 +44,7 @@ func (a *api) daemon(t *testing.T, n *cluster.Node, url string) *cluster.Process
 }
 
 // leads waits until routes to the other node's pods lead into a device.
-func leads(t *testing.T, n, to *cluster.Node, device string) {
+func leads(t testing.TB, n, to *cluster.Node, device string) {
 	t.Helper()
 	wait(t, func() error {
 		s, err := n.Kernel(rtnl.Names(encrypt.Names))

@@ -207,7 +207,7 @@ func received(t *testing.T, streams []*probe.Pings, n int) {
 	}
 }
 
-func wait(t *testing.T, check func() error) {
+func wait(t testing.TB, check func() error) {
 	t.Helper()
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
