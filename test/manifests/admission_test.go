@@ -245,13 +245,30 @@ func (a *admission) loans(t *testing.T) {
 	if err != nil {
 		t.Fatalf("lend of one's own: %v", err)
 	}
-	if err := unstructured.SetNestedField(lent.Object, "192.168.0.32/28", "spec", "cidr"); err != nil {
+	if err = unstructured.SetNestedField(lent.Object, "192.168.0.20/32", "spec", "cidr"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := two.Update(t.Context(), lent, metav1.UpdateOptions{}); !apierrors.IsInvalid(err) {
-		t.Errorf("another block by the same lease: %v", err)
+	if _, err = two.Update(t.Context(), lent, metav1.UpdateOptions{}); err == nil {
+		t.Error("a lease has become that of another block")
 	}
-	if err := one.Delete(t.Context(), part.GetName(), metav1.DeleteOptions{}); err != nil {
+	a.renewed(t, one, part)
+}
+
+// renewed: a deletion that comes late finds what was written since.
+func (*admission) renewed(t *testing.T, one dynamic.ResourceInterface, part *unstructured.Unstructured) {
+	part.SetAnnotations(map[string]string{"weft.dev/renewed": part.GetResourceVersion()})
+	now, err := one.Update(t.Context(), part, metav1.UpdateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove := func(o *unstructured.Unstructured) error {
+		uid, version := o.GetUID(), o.GetResourceVersion()
+		return one.Delete(t.Context(), o.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid, ResourceVersion: &version}})
+	}
+	if err := remove(part); !apierrors.IsConflict(err) {
+		t.Errorf("return of what was renewed: %v", err)
+	}
+	if err := remove(now); err != nil {
 		t.Errorf("return: %v", err)
 	}
 }
