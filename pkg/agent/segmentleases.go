@@ -216,10 +216,12 @@ func (s *segments) leaseNow(ctx context.Context, r control.Request) error {
 				lease = func(ctx context.Context, vni uint32, in netconf.Range) error { return s.leaseAddr(ctx, vni, in, addr) }
 			}
 		}
-		err := lease(ctx, r.Segment.VNI, in)
-		if errors.Is(err, errUnlent) {
-			unlent = errors.Join(unlent, err)
-		} else if err != nil {
+		switch err := lease(ctx, r.Segment.VNI, in); {
+		case errors.Is(err, errUnlent) && unlent != nil:
+			unlent = fmt.Errorf("%w; %w", unlent, err)
+		case errors.Is(err, errUnlent):
+			unlent = err // what other ranges need can be asked for meanwhile
+		case err != nil:
 			return err
 		}
 	}

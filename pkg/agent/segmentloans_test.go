@@ -94,10 +94,11 @@ func TestLoanWaits(t *testing.T) {
 	lists := 0
 	w.api.fault = func(verb string) fault {
 		if verb == "list" {
-			if lists++; lists == 4 {
-				if err := owner.told(); err != nil {
-					t.Error(err)
-				}
+			lists++
+		}
+		if verb == "list" && lists == 4 {
+			if err := owner.told(); err != nil {
+				t.Error(err)
 			}
 		}
 		return noFault
