@@ -3,6 +3,7 @@ package segment_test
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -178,6 +179,52 @@ func TestLending(t *testing.T) {
 		l.detach(c)
 	})
 	l.detach(a)
+	l.empty()
+}
+
+// TestLendingRandomWalk attaches pods that ask for addresses, and pods that don't,
+// to two nodes in random order, and detaches them, while daemons die. No address
+// is with two pods, and nothing is left.
+func TestLendingRandomWalk(t *testing.T) {
+	const steps, addresses = 60, 30
+	l := newLab(t, 2)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	stay := []*cluster.Pod{l.attach(l.Node(1), "stays1", lending), l.attach(l.Node(2), "stays2", lending)}
+	pods, on, lent := slices.Clone(stay), map[*cluster.Pod]uint32{}, 0
+	for step := range steps {
+		n := r.IntN(2)
+		switch i := r.IntN(20); {
+		case i == 0:
+			l.daemons[n].Kill()
+			l.daemons[n] = l.Node(n + 1).Weftd(t)
+		case i < 5:
+			pods = append(pods, l.attach(l.Node(n+1), fmt.Sprint("any", step), lending))
+		case i < 13:
+			last := 2 + r.IntN(addresses)
+			p, err := l.ask(l.Node(n+1), fmt.Sprint("asks", step), netip.AddrFrom4([4]byte{192, 168, 21, byte(last)}), netip.MustParseAddr(fmt.Sprintf("fd00:21::%x", last)))
+			if cniErr, ok := errors.AsType[*types.Error](err); ok && (cniErr.Code == attach.CodeAddrInUse || cniErr.Code == attach.CodeTryAgain) {
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if spec, single := l.blocks()[netip.PrefixFrom(p.IP(4), 32)]; single && spec.Node == l.Node(n+1).Name {
+				lent++
+			}
+			pods = append(pods, p)
+		case len(pods) > len(stay):
+			at := len(stay) + r.IntN(len(pods)-len(stay))
+			l.detach(pods[at])
+			pods = slices.Delete(pods, at, at+1)
+		}
+		unique(t, pods, on)
+	}
+	t.Logf("%d addresses were lent", lent)
+	for i := range pods {
+		l.detach(pods[len(pods)-1-i])
+	}
 	l.empty()
 }
 
