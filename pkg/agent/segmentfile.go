@@ -110,8 +110,8 @@ func (s *segments) removeFile(vni uint32) error {
 	return netconf.RemoveSegment(s.runDir, vni)
 }
 
-// dropLost has no address given of blocks that aren't leased any more: somebody
-// deleted the object, or it went with its Node.
+// dropLost has no address given of blocks that aren't leased any more (somebody
+// deleted the object, or it went with its Node), and none reserved for nothing.
 func (s *segments) dropLost(vni uint32) error {
 	leases, granted := s.leasesIn(vni, everything), s.granted(vni)
 	s.mu.Lock()
@@ -125,7 +125,11 @@ func (s *segments) dropLost(vni uint32) error {
 			return err
 		}
 	}
-	return nil
+	if !slices.ContainsFunc(granted.Lent, func(p netip.Prefix) bool { return !insideAny(p, granted.Blocks) }) {
+		return nil
+	}
+	// Reserved for a block that was gone before it was in use.
+	return s.grant(vni, func(g netconf.Leases) netconf.Leases { return without(g, netip.Prefix{}) })
 }
 
 // lockSegment keeps ADDs off a segment until unlock is called. The error is
@@ -150,7 +154,10 @@ func with(all []netip.Prefix, p netip.Prefix) []netip.Prefix {
 // without takes a block out, and what is lent of no other.
 func without(l netconf.Leases, block netip.Prefix) netconf.Leases {
 	blocks := slices.DeleteFunc(slices.Clone(l.Blocks), func(b netip.Prefix) bool { return b == block })
-	return netconf.Leases{Blocks: blocks, Lent: slices.DeleteFunc(slices.Clone(l.Lent), func(p netip.Prefix) bool {
-		return !slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return netconf.Inside(p, b) })
-	})}
+	lent := slices.DeleteFunc(slices.Clone(l.Lent), func(p netip.Prefix) bool { return !insideAny(p, blocks) })
+	return netconf.Leases{Blocks: blocks, Lent: lent}
+}
+
+func insideAny(part netip.Prefix, blocks []netip.Prefix) bool {
+	return slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return netconf.Inside(part, b) })
 }

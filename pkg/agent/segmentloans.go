@@ -132,7 +132,7 @@ func (s *segments) keepLoans(ctx context.Context, vni uint32) error {
 	for _, part := range parts {
 		lenders := aroundPart(leases, part)
 		lent := func(b lease) bool { return slices.Contains(b.Spec.Lent, loanOf(asked[part])) }
-		reserved := slices.Contains(granted.Lent, part) || !slices.ContainsFunc(granted.Blocks, func(b netip.Prefix) bool { return netconf.Inside(part, b) })
+		reserved := slices.Contains(granted.Lent, part) || !insideAny(part, granted.Blocks)
 		if len(lenders) == 0 || asked[part] != nil && reserved && !slices.ContainsFunc(lenders, func(b lease) bool { return !lent(b) }) {
 			continue
 		}
