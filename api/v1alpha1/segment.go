@@ -6,8 +6,18 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // node watches those of the segments that it has pods on.
 const VNILabel = "weft.dev/vni"
 
-// NodeLabel is the label of IPBlocks that has the node they are leased to.
+// NodeLabel is the label of SegmentMembers and IPBlocks that has the node they
+// are of.
 const NodeLabel = "weft.dev/node"
+
+// LenderLabel is the label of an IPBlock inside another node's that has that
+// node, which is asked to lend it.
+const LenderLabel = "weft.dev/lender"
+
+// RenewedAnnotation is the annotation of an IPBlock that its node took back into
+// use: the resource version that it had before. A deletion that is still on its
+// way was asked for by that version, and finds another.
+const RenewedAnnotation = "weft.dev/renewed"
 
 // SegmentMember is one node's part in one segment: which stations are behind
 // it. How to reach the node, its VTEP says. It is named <vni>.<node> and owned
@@ -141,6 +151,10 @@ type SegmentMemberList struct {
 // owned by the Node, so that the block is free once the Node is gone and not
 // before; only the node's own daemon writes it.
 //
+// A block inside another is a loan: its node gives out no address of it before
+// the other block's lent names it. Who makes a block around others lists them
+// first, and lends them.
+//
 // +genclient
 // +genclient:nonNamespaced
 // +genclient:noStatus
@@ -149,6 +163,7 @@ type SegmentMemberList struct {
 // +kubebuilder:printcolumn:name="VNI",type=integer,JSONPath=`.spec.vni`,description="VXLAN network identifier of the segment"
 // +kubebuilder:printcolumn:name="Block",type=string,JSONPath=`.spec.cidr`,description="Addresses that are leased"
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.node`,description="Node that they are leased to"
+// +kubebuilder:printcolumn:name="Lent",type=string,JSONPath=`.spec.lent[*].cidr`,description="Blocks inside it that other nodes have"
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type IPBlock struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -159,7 +174,7 @@ type IPBlock struct {
 
 // IPBlockSpec says what is leased to whom.
 //
-// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="can't be changed"
+// +kubebuilder:validation:XValidation:rule="self.vni == oldSelf.vni && self.cidr == oldSelf.cidr && self.node == oldSelf.node",message="vni, cidr and node can't be changed"
 type IPBlockSpec struct {
 	// VNI is the segment's VXLAN network identifier.
 	//
@@ -176,6 +191,33 @@ type IPBlockSpec struct {
 	// Node is the name of the node.
 	//
 	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Node string `json:"node"`
+
+	// Lent are the blocks inside this one that other nodes have: no pod of this
+	// node has an address of them, or gets one.
+	//
+	// +optional
+	// +listType=map
+	// +listMapKey=cidr
+	// +kubebuilder:validation:MaxItems=4096
+	Lent []Loan `json:"lent,omitempty"`
+}
+
+// Loan is a block inside another, of another node.
+type Loan struct {
+	// CIDR is that of the IPBlock that is lent.
+	//
+	// +kubebuilder:validation:MaxLength=43
+	CIDR string `json:"cidr"`
+
+	// UID is that IPBlock's: one made later under the same name is another loan.
+	//
+	// +kubebuilder:validation:MaxLength=64
+	UID string `json:"uid"`
+
+	// Node is the name of the node that has it.
+	//
 	// +kubebuilder:validation:MaxLength=253
 	Node string `json:"node"`
 }

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 
 	"github.com/weft-cni/weft/api/v1alpha1"
 )
@@ -19,12 +19,18 @@ import (
 type ownObjects struct {
 	members shelf[*v1alpha1.SegmentMember]
 	leases  shelf[*v1alpha1.IPBlock]
+	asked   shelf[*v1alpha1.IPBlock] // other nodes', inside leases
 }
 
-func newOwnObjects() *ownObjects {
+func newOwnObjects(node string) *ownObjects {
+	vniOf := func(b *v1alpha1.IPBlock) uint32 { return uint32(b.Spec.VNI) }
 	return &ownObjects{
-		members: shelf[*v1alpha1.SegmentMember]{vni: func(m *v1alpha1.SegmentMember) uint32 { return uint32(m.Spec.VNI) }, all: make(chan struct{})},
-		leases:  shelf[*v1alpha1.IPBlock]{vni: func(b *v1alpha1.IPBlock) uint32 { return uint32(b.Spec.VNI) }, all: make(chan struct{})},
+		members: shelf[*v1alpha1.SegmentMember]{
+			vni: func(m *v1alpha1.SegmentMember) uint32 { return uint32(m.Spec.VNI) }, all: make(chan struct{}),
+			meant: func(*v1alpha1.SegmentMember) bool { return true },
+		},
+		leases: shelf[*v1alpha1.IPBlock]{vni: vniOf, all: make(chan struct{}), meant: func(b *v1alpha1.IPBlock) bool { return b.Spec.Node == node }},
+		asked:  shelf[*v1alpha1.IPBlock]{vni: vniOf, all: make(chan struct{}), meant: func(b *v1alpha1.IPBlock) bool { return b.Spec.Node != node }},
 	}
 }
 
@@ -37,13 +43,18 @@ type apiObject interface {
 // shelf has objects of one kind by their segments and names.
 type shelf[T apiObject] struct {
 	vni    func(T) uint32
+	meant  func(T) bool // labels alone don't say
 	of     map[uint32]map[string]T
 	listed bool          // these are all
 	all    chan struct{} // closed once listed is true
 }
 
-// put adds an object and reports whether it wasn't there in just this version.
+// put adds an object and reports whether it wasn't there in just this version. A
+// watch may tell of one that is older than what is known.
 func (s *shelf[T]) put(x T) (changed bool) {
+	if !s.meant(x) {
+		return false
+	}
 	if s.of == nil {
 		s.of = map[uint32]map[string]T{}
 	}
@@ -52,29 +63,28 @@ func (s *shelf[T]) put(x T) (changed bool) {
 		s.of[vni] = map[string]T{}
 	}
 	old, had := s.of[vni][x.GetName()]
+	if had && old.GetUID() == x.GetUID() {
+		if order, err := resourceversion.CompareResourceVersion(x.GetResourceVersion(), old.GetResourceVersion()); err == nil && order <= 0 {
+			return false
+		}
+	}
 	s.of[vni][x.GetName()] = x
-	return !had || old.GetResourceVersion() != x.GetResourceVersion()
+	return true
 }
 
-// remove takes an object out and reports whether it was there.
+// remove takes an object out and reports whether it was there: one of the same name
+// that was made later stays.
 func (s *shelf[T]) remove(x T) (had bool) {
 	vni := s.vni(x)
-	_, had = s.of[vni][x.GetName()]
+	old, had := s.of[vni][x.GetName()]
+	if !had || old.GetUID() != x.GetUID() {
+		return false
+	}
 	delete(s.of[vni], x.GetName())
 	if len(s.of[vni]) == 0 {
 		delete(s.of, vni)
 	}
-	return had
-}
-
-// blocksOf gives the blocks of a segment; listed says that these are all.
-func (o *ownObjects) blocksOf(vni uint32) (blocks []netip.Prefix, listed bool) {
-	for _, b := range o.leases.of[vni] {
-		if p, err := netip.ParsePrefix(b.Spec.CIDR); err == nil {
-			blocks = append(blocks, p)
-		}
-	}
-	return blocks, o.leases.listed
+	return true
 }
 
 // watchOwn keeps the own objects known.
@@ -82,22 +92,23 @@ func (s *segments) watchOwn(ctx context.Context) {
 	selector := labels.Set{v1alpha1.NodeLabel: s.node}.String()
 	s.group.Go(func() {
 		follow(ctx, "own-segmentmembers", s.membersBy(selector), &v1alpha1.SegmentMember{},
-			ownStore(s, &s.state.own.members, func(*segmentState, uint32) {}), s.metrics)
+			ownStore(s, &s.state.own.members), s.metrics)
 	})
 	s.group.Go(func() {
 		follow(ctx, "own-ipblocks", s.blocksBy(selector), &v1alpha1.IPBlock{},
-			ownStore(s, &s.state.own.leases, func(st *segmentState, vni uint32) { st.touch(vni, true) }), s.metrics)
+			ownStore(s, &s.state.own.leases), s.metrics)
+	})
+	asked := labels.Set{v1alpha1.LenderLabel: s.node}.String()
+	s.group.Go(func() {
+		follow(ctx, "asked-ipblocks", s.blocksBy(asked), &v1alpha1.IPBlock{}, ownStore(s, &s.state.own.asked), s.metrics)
 	})
 }
 
-// ownStore keeps objects on a shelf. changed is told of the segments that this
-// changes something for.
-func ownStore[T apiObject](s *segments, own *shelf[T], changed func(*segmentState, uint32)) *store[T] {
+// ownStore keeps objects on a shelf.
+func ownStore[T apiObject](s *segments, own *shelf[T]) *store[T] {
 	note := func(vni uint32) {
 		s.state.unpublished[vni] = struct{}{}
-		changed(&s.state, vni)
 		poke(s.publish)
-		poke(s.wake)
 	}
 	return &store[T]{
 		set: func(x T) {

@@ -4,70 +4,61 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
-
 	"github.com/weft-cni/weft/api/v1alpha1"
 	"github.com/weft-cni/weft/pkg/control"
-	"github.com/weft-cni/weft/pkg/flock"
 	"github.com/weft-cni/weft/pkg/ipam"
 	"github.com/weft-cni/weft/pkg/netconf"
 )
 
-// leasing is held by who takes a segment's leases or gives them back. Segments
-// share some locks, so that there is a bounded number of them.
+// leasing is held by who takes a segment's leases, lends of them, or gives them
+// back. Segments share some locks, so that there is a bounded number of them.
 type leasing [64]sync.Mutex
 
 func (l *leasing) of(vni uint32) *sync.Mutex { return &l[vni%uint32(len(l))] }
 
-// keepLeases leases blocks of a segment ahead of need, gives back those that
-// aren't needed, and keeps the leases that there are this Node's.
+// keepLeases leases blocks of a segment ahead of need, lends of them what other
+// nodes ask for, gives back those that aren't needed, and keeps the leases that
+// there are this Node's.
 func (s *segments) keepLeases(ctx context.Context, vni uint32) error {
 	lock := s.leasing.of(vni)
 	lock.Lock()
 	defer lock.Unlock()
+	claimed, err := s.inUse(vni)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
 	on, isActive := s.state.active[vni]
 	_, isOpened := s.state.opened[vni]
-	leases := maps.Clone(s.state.own.leases.of[vni])
+	s.state.forgetWanted(vni, claimed)
 	s.mu.Unlock()
-	var errs []error
+	errs := []error{s.dropLost(vni), s.keepLoans(ctx, vni)}
 	for _, r := range on.ranges {
-		errs = append(errs, s.keepRange(ctx, vni, r, max(r.BlockSize/4, 1)))
+		errs = append(errs, s.keepRange(ctx, vni, r, claimed))
 	}
 	if !isActive && !isOpened {
-		for _, b := range leases {
+		for _, b := range s.leasesIn(vni, everything) {
 			errs = append(errs, s.giveBack(ctx, b))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// keepRange sees to it that at least low addresses of a range are free, and
-// that no block is kept without need. That a range is used up is for who asks
-// for an address to hear.
-func (s *segments) keepRange(ctx context.Context, vni uint32, r netconf.Range, low int) error {
-	claimed, err := ipam.SegmentClaims(s.runDir).Of(vni)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	blocks, _ := s.state.own.blocksOf(vni)
-	s.mu.Unlock()
+// keepRange sees to it that a quarter of a block of a range is free, and that
+// no block is kept without need. That a range is used up is for who asks for an
+// address to hear.
+func (s *segments) keepRange(ctx context.Context, vni uint32, r netconf.Range, claimed map[netip.Addr]ipam.Owner) error {
+	leases := s.leasesIn(vni, r.Subnet)
 	// A lease that somebody deleted, or that went with a Node which was made
 	// anew, while pods have its addresses.
 	for addr, owner := range claimed {
-		if !r.Subnet.Contains(addr) || slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return b.Contains(addr) }) {
+		if !r.Subnet.Contains(addr) || slices.ContainsFunc(leases, func(b lease) bool { return b.block.Contains(addr) }) {
 			continue
 		}
 		if err := s.leaseOne(ctx, vni, r, addr); err != nil {
@@ -75,84 +66,115 @@ func (s *segments) keepRange(ctx context.Context, vni uint32, r netconf.Range, l
 		}
 		return nil // the rest in the next pass
 	}
-	if ipam.Free(r, blocks, claimed, low) < low {
+	low := max(r.BlockSize/4, 1)
+	for _, b := range leases {
+		granted := s.granted(vni)
+		if slices.Contains(granted.Blocks, b.block) {
+			continue
+		}
+		err := errUnlent
+		if s.needed(vni, b.block, claimed) || !ipam.ForRequest(r, b.block) && ipam.Free(r, granted, claimed, low) < low {
+			err = s.settle(ctx, b.IPBlock, true)
+		}
+		if errors.Is(err, errUnlent) { // no more than asked for
+			err = s.giveBack(ctx, b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if ipam.Free(r, s.granted(vni), claimed, low) < low {
 		if err := s.leaseOne(ctx, vni, r, netip.Addr{}); !errors.Is(err, control.ErrExhausted) {
 			return err
 		}
 		return nil
 	}
-	for _, b := range blocks {
-		used := slices.ContainsFunc(slices.Collect(maps.Keys(claimed)), b.Contains)
-		rest := slices.DeleteFunc(slices.Clone(blocks), func(o netip.Prefix) bool { return o == b })
-		if used || !r.Subnet.Overlaps(b) || ipam.Free(r, rest, claimed, 2*low) < 2*low {
+	return s.giveSpare(ctx, vni, r, claimed, 2*low)
+}
+
+// giveSpare gives a block back without which enough addresses are free.
+func (s *segments) giveSpare(ctx context.Context, vni uint32, r netconf.Range, claimed map[netip.Addr]ipam.Owner, enough int) error {
+	granted := s.granted(vni)
+	for _, b := range s.leasesIn(vni, r.Subnet) {
+		rest := without(granted, b.block)
+		if !s.needed(vni, b.block, claimed) && (ipam.ForRequest(r, b.block) || ipam.Free(r, rest, claimed, enough) >= enough) {
+			return s.giveBack(ctx, b)
+		}
+	}
+	return nil
+}
+
+// needed reports whether a pod has an address of a block, or is about to.
+func (s *segments) needed(vni uint32, block netip.Prefix, claimed map[netip.Addr]ipam.Owner) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for addr := range s.state.wanted[vni] {
+		if block.Contains(addr) {
+			return true
+		}
+	}
+	return anyIn(block, claimed)
+}
+
+func anyIn(block netip.Prefix, claimed map[netip.Addr]ipam.Owner) bool {
+	for addr := range claimed {
+		if block.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// inUse are the addresses of a segment that pods of this node have: by their
+// claims, and by their records where claims were lost.
+func (s *segments) inUse(vni uint32) (map[netip.Addr]ipam.Owner, error) {
+	all, err := ipam.SegmentClaims(s.runDir).Of(vni)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range s.records.attachedTo(vni) {
+		if a.claim == nil {
 			continue
 		}
-		s.mu.Lock()
-		lease := s.state.own.leases.of[vni][blockName(vni, b)]
-		s.mu.Unlock()
-		if lease != nil {
-			return s.giveBack(ctx, lease)
+		for _, addr := range a.claim.Addrs {
+			if _, is := all[addr]; !is {
+				all[addr] = a.claim.Owner
+			}
 		}
 	}
-	return nil
+	return all, nil
 }
 
-// giveBack gives a block back unless an address of it is in use. The plugin
-// hears of it first.
-func (s *segments) giveBack(ctx context.Context, b *v1alpha1.IPBlock) error {
-	vni := uint32(b.Spec.VNI)
-	block, err := netip.ParsePrefix(b.Spec.CIDR)
-	if err != nil {
-		return fmt.Errorf("ipblock %s: %w", b.Name, err)
-	}
-	unlock, err := flock.Exclusive(ctx, netconf.SegmentLock(s.runDir, vni), time.Millisecond)
-	if errors.Is(err, flock.ErrTimeout) {
-		time.AfterFunc(firstRetry, func() { s.unpublish(vni) }) // an ADD is at work
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	free, err := s.hide(b, vni, block)
-	unlock()
-	if err == nil && !free {
-		return nil
-	}
-	if err == nil {
-		err = s.blocks.Delete(ctx, b.Name, metav1.DeleteOptions{})
-	}
-	if err != nil && !apierrors.IsNotFound(err) {
-		s.update(func(st *segmentState) {
-			st.own.leases.put(b)
-			st.touch(vni, true)
-		})
-		return err
-	}
-	s.log.Info("block given back", "vni", vni, "block", block)
-	return nil
+// lease is one of this node's, as far as the API has told.
+type lease struct {
+	*v1alpha1.IPBlock
+	block netip.Prefix
 }
 
-// hide has the plugin give no address of a block any more. free is false where
-// one is in use. The segment's lock is held.
-func (s *segments) hide(b *v1alpha1.IPBlock, vni uint32, block netip.Prefix) (free bool, err error) {
-	claimed, err := ipam.SegmentClaims(s.runDir).Of(vni)
-	if err != nil || slices.ContainsFunc(slices.Collect(maps.Keys(claimed)), block.Contains) {
-		return false, err
+// everything stands for the ranges of both families.
+var everything netip.Prefix
+
+// leasesIn lists this node's leases of a range, in the order of their addresses.
+func (s *segments) leasesIn(vni uint32, subnet netip.Prefix) (all []lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.state.own.leases.of[vni] {
+		p, err := netip.ParsePrefix(b.Spec.CIDR)
+		if err == nil && (subnet == everything || subnet.Contains(p.Addr())) {
+			all = append(all, lease{b, p})
+		}
 	}
-	s.files.Lock()
-	defer s.files.Unlock()
-	s.learn(func(o *ownObjects) { o.leases.remove(b) })
-	f, err := netconf.ReadSegment(s.runDir, vni, s.bootID)
-	if err != nil { // no file, no ADD
-		return true, nil //nolint:nilerr // as said
-	}
-	f.Blocks = slices.DeleteFunc(f.Blocks, func(p netip.Prefix) bool { return p == block })
-	return true, netconf.WriteSegment(s.runDir, vni, f)
+	slices.SortFunc(all, func(a, b lease) int { return a.block.Compare(b.block) })
+	return all
 }
 
 // listWait is how long a request waits for a daemon that has just started to
-// hear of this node's blocks.
-const listWait = 3 * time.Second
+// hear of this node's blocks, lendWait for other nodes to lend what it asks for.
+const (
+	listWait = 3 * time.Second
+	lendWait = 5 * time.Second
+	lendPoll = 50 * time.Millisecond // at first; it doubles
+)
 
 // lease sees to it that what r asks for can be had of this node's blocks.
 func (s *segments) lease(ctx context.Context, r control.Request) error {
@@ -163,157 +185,134 @@ func (s *segments) lease(ctx context.Context, r control.Request) error {
 	case <-wait.Done():
 		return fmt.Errorf("%w: waiting for the API server to tell this node's blocks", control.ErrNotYet)
 	}
+	s.want(r)
+	err := s.leaseNow(ctx, r)
+	until := time.Now().Add(s.lendWait)
+	for delay := lendPoll; errors.Is(err, errUnlent) && time.Now().Before(until); delay *= 2 {
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(min(delay, time.Until(until))):
+		}
+		err = s.leaseNow(ctx, r)
+	}
+	if errors.Is(err, control.ErrTaken) {
+		s.unwant(r)
+	}
+	return err
+}
+
+// leaseNow is lease without waiting for other nodes: the error is errUnlent where
+// that is to be done.
+func (s *segments) leaseNow(ctx context.Context, r control.Request) error {
 	lock := s.leasing.of(r.Segment.VNI)
 	lock.Lock()
 	defer lock.Unlock()
-	claimed, err := ipam.SegmentClaims(s.runDir).Of(r.Segment.VNI)
+	var unlent error
+	for _, in := range r.Segment.Ranges {
+		lease := s.leaseAny
+		for _, addr := range r.Addrs {
+			if in.Subnet.Contains(addr) {
+				lease = func(ctx context.Context, vni uint32, in netconf.Range) error { return s.leaseAddr(ctx, vni, in, addr) }
+			}
+		}
+		switch err := lease(ctx, r.Segment.VNI, in); {
+		case errors.Is(err, errUnlent) && unlent != nil:
+			unlent = fmt.Errorf("%w; %w", unlent, err)
+		case errors.Is(err, errUnlent):
+			unlent = err // what other ranges need can be asked for meanwhile
+		case err != nil:
+			return err
+		}
+	}
+	return unlent
+}
+
+// leaseAny sees to it that an address of a range is free.
+func (s *segments) leaseAny(ctx context.Context, vni uint32, r netconf.Range) error {
+	claimed, err := s.inUse(vni)
 	if err != nil {
 		return fmt.Errorf("%w: %w", control.ErrNotYet, err)
 	}
-	for _, in := range r.Segment.Ranges {
-		s.mu.Lock()
-		blocks, _ := s.state.own.blocksOf(r.Segment.VNI)
-		s.mu.Unlock()
-		var want netip.Addr
-		for _, addr := range r.Addrs {
-			if in.Subnet.Contains(addr) {
-				want = addr
-			}
+	for _, b := range s.leasesIn(vni, r.Subnet) {
+		granted := s.granted(vni)
+		if ipam.Free(r, granted, claimed, 1) > 0 {
+			return nil
 		}
-		has := ipam.Free(in, blocks, claimed, 1) > 0
-		if want.IsValid() {
-			has = slices.ContainsFunc(blocks, func(b netip.Prefix) bool { return b.Contains(want) })
-		}
-		if !has {
-			if err := s.leaseOne(ctx, r.Segment.VNI, in, want); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func blockName(vni uint32, block netip.Prefix) string {
-	return strconv.FormatUint(uint64(vni), 10) + "." + strings.NewReplacer(":", "-", "/", "-").Replace(block.String())
-}
-
-// leaseAttempts bounds how often a block that another node was quicker to lease
-// makes this one look for the next.
-const leaseAttempts = 100
-
-// leaseOne leases one more block of a range, that which holds want where it is
-// valid.
-func (s *segments) leaseOne(ctx context.Context, vni uint32, r netconf.Range, want netip.Addr) error {
-	number := strconv.FormatUint(uint64(vni), 10)
-	list := func() ([]v1alpha1.IPBlock, error) {
-		l, err := s.blocks.List(ctx, metav1.ListOptions{LabelSelector: labels.Set{v1alpha1.VNILabel: number}.String()})
-		if err != nil {
-			return nil, fmt.Errorf("%w: list blocks: %w", control.ErrNotYet, err)
-		}
-		return l.Items, nil
-	}
-	// Mostly the first that isn't our own is free: who makes the object has it,
-	// so that a list is needed only after somebody else was quicker.
-	s.mu.Lock()
-	owner := *s.state.owner
-	taken, _ := s.state.own.blocksOf(vni)
-	s.mu.Unlock()
-	var all []v1alpha1.IPBlock
-	var err error
-	sum := fnv.New64a()
-	_, _ = sum.Write([]byte(s.node))
-	for range leaseAttempts {
-		block, ok := ipam.NextBlock(r, taken, sum.Sum64(), want)
-		if !ok && all == nil {
-			if all, err = list(); err != nil {
-				return err
-			}
-		}
-		if !ok {
-			return exhausted(vni, r, want, all)
-		}
-		b, err := s.blocks.Create(ctx, &v1alpha1.IPBlock{
-			ObjectMeta: segmentMeta(blockName(vni, block), number, owner),
-			Spec:       v1alpha1.IPBlockSpec{VNI: int32(vni), CIDR: block.String(), Node: s.node},
-		}, metav1.CreateOptions{})
-		if apierrors.IsAlreadyExists(err) {
-			if all == nil {
-				if all, err = list(); err != nil {
-					return err
-				}
-				taken = blocksOf(all)
-			}
-			taken = append(taken, block)
+		if slices.Contains(granted.Blocks, b.block) || ipam.ForRequest(r, b.block) {
 			continue
 		}
-		if err != nil {
-			return fmt.Errorf("%w: lease %s: %w", control.ErrNotYet, block, err)
+		if err := s.settle(ctx, b.IPBlock, true); err != nil && !errors.Is(err, errUnlent) && !errors.Is(err, errGone) {
+			return err
 		}
-		// One of another size, leased at the same time, has another name: who
-		// sees the other as older yields.
-		if all, err = list(); err != nil || yields(b, all) {
-			err = errors.Join(err, s.blocks.Delete(ctx, b.Name, metav1.DeleteOptions{}))
-			if err != nil {
-				return fmt.Errorf("%w: lease %s: %w", control.ErrNotYet, block, err)
-			}
-			taken = blocksOf(all)
-			continue
-		}
-		s.update(func(st *segmentState) {
-			st.own.leases.put(b)
-			st.touch(vni, true)
-		})
-		s.log.Info("block leased", "vni", vni, "block", block)
+	}
+	if ipam.Free(r, s.granted(vni), claimed, 1) > 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: other nodes lease the blocks of %s at the same time", control.ErrNotYet, r.Subnet)
+	return s.leaseOne(ctx, vni, r, netip.Addr{})
 }
 
-// blocksOf are the prefixes of blocks.
-func blocksOf(all []v1alpha1.IPBlock) (taken []netip.Prefix) {
-	for i := range all {
-		if p, err := netip.ParsePrefix(all[i].Spec.CIDR); err == nil {
-			taken = append(taken, p)
+// leaseAddr sees to it that this node has an address that was asked for.
+func (s *segments) leaseAddr(ctx context.Context, vni uint32, r netconf.Range, want netip.Addr) error {
+	for _, b := range s.leasesIn(vni, r.Subnet) {
+		granted := s.granted(vni)
+		if granted.Has(want) {
+			return nil
 		}
-	}
-	return taken
-}
-
-// yields reports whether an older block overlaps b.
-func yields(b *v1alpha1.IPBlock, all []v1alpha1.IPBlock) bool {
-	own, err := netip.ParsePrefix(b.Spec.CIDR)
-	for i := range all {
-		o := &all[i]
-		other, otherErr := netip.ParsePrefix(o.Spec.CIDR)
-		if o.Name == b.Name || err != nil || otherErr != nil || !own.Overlaps(other) {
+		if !b.block.Contains(want) || slices.Contains(granted.Blocks, b.block) {
 			continue
 		}
-		if o.CreationTimestamp.Before(&b.CreationTimestamp) ||
-			o.CreationTimestamp.Equal(&b.CreationTimestamp) && o.Name < b.Name {
-			return true
+		if err := s.settle(ctx, b.IPBlock, true); err != nil && !errors.Is(err, errGone) {
+			return err
 		}
 	}
-	return false
+	single := netip.PrefixFrom(want, want.BitLen())
+	if slices.Contains(s.granted(vni).Lent, single) { // unless it was returned just now
+		if err := s.keepLoan(ctx, vni, single); err != nil {
+			return fmt.Errorf("%w: %s: %w", control.ErrNotYet, want, err)
+		}
+	}
+	if s.granted(vni).Has(want) {
+		return nil
+	}
+	return s.leaseOne(ctx, vni, r, want)
 }
 
-// exhausted says why there is no block: which range, and who has how many.
-func exhausted(vni uint32, r netconf.Range, want netip.Addr, all []v1alpha1.IPBlock) error {
-	count := map[string]int{}
-	for i := range all {
-		p, err := netip.ParsePrefix(all[i].Spec.CIDR)
-		if err != nil || !r.Subnet.Overlaps(p) {
-			continue
-		}
-		if want.IsValid() && p.Contains(want) {
-			return fmt.Errorf("%w: %s on segment %d is in block %s, which is leased to node %s", control.ErrTaken, want, vni, p, all[i].Spec.Node)
-		}
-		count[all[i].Spec.Node]++
+// want notes which addresses are about to be a pod's: until it has them, or had
+// time enough.
+func (s *segments) want(r control.Request) {
+	if len(r.Addrs) == 0 {
+		return
 	}
-	var words []string
-	total := 0
-	for _, node := range slices.Sorted(maps.Keys(count)) {
-		words = append(words, fmt.Sprintf("%d to %s", count[node], node))
-		total += count[node]
+	vni := r.Segment.VNI
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state.wanted[vni] == nil {
+		s.state.wanted[vni] = map[netip.Addr]time.Time{}
 	}
-	return fmt.Errorf("%w: segment %d: all %d blocks of %s are leased (%s)", control.ErrExhausted, vni, total, r.Subnet, strings.Join(words, ", "))
+	for _, addr := range r.Addrs {
+		s.state.wanted[vni][addr] = time.Now().Add(openTime)
+	}
+	time.AfterFunc(openTime, func() { s.unpublish(vni) })
+}
+
+func (s *segments) unwant(r control.Request) {
+	s.mu.Lock()
+	for _, addr := range r.Addrs {
+		delete(s.state.wanted[r.Segment.VNI], addr)
+	}
+	s.mu.Unlock()
+	s.unpublish(r.Segment.VNI)
+}
+
+// forgetWanted forgets what pods have by now, or have had time to take.
+func (st *segmentState) forgetWanted(vni uint32, claimed map[netip.Addr]ipam.Owner) {
+	now := time.Now()
+	maps.DeleteFunc(st.wanted[vni], func(addr netip.Addr, until time.Time) bool {
+		_, has := claimed[addr]
+		return has || !now.Before(until)
+	})
+	if len(st.wanted[vni]) == 0 {
+		delete(st.wanted, vni)
+	}
 }

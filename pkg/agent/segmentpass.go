@@ -73,7 +73,7 @@ func (s *segments) pass(ctx context.Context) (again bool, err error) {
 	s.keep(&p, kept, failed)
 	errs := append([]error{faults}, s.writeFiles(&p, failed)...)
 	for _, vni := range p.gone.vnis {
-		errs = append(errs, netconf.RemoveSegment(s.runDir, vni))
+		errs = append(errs, s.removeFile(vni))
 	}
 	return len(p.gone.busy) > 0 || len(failed) > 0, errors.Join(errs...)
 }

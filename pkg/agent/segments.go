@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"sync"
 	"time"
@@ -52,8 +53,9 @@ type segments struct {
 	kept    map[uint32]kernel.Keys  // what isn't planned and may not go yet, by segment
 	mended  bool                    // the whole kernel has been compared once
 
-	leasing leasing
-	files   sync.Mutex // held by who writes a segment's file
+	leasing  leasing
+	grants   grants
+	lendWait time.Duration // for other nodes to lend an address
 
 	mu    sync.Mutex
 	state segmentState
@@ -73,10 +75,16 @@ type segmentState struct {
 	known       map[uint32]*knownSegment
 	own         *ownObjects
 	opened      map[uint32]opened
-	sealing     int          // requests for encrypted segments that aren't in opened yet
-	drift       kernel.Keys  // where the kernel changed otherwise than planned
-	all         bool         // anywhere
-	want        kernel.State // all plans of the last pass
+	// wanted are addresses that a pod is about to have, by segment, and until when
+	// they are kept for it.
+	wanted map[uint32]map[netip.Addr]time.Time
+	// larger are blocks around this node's blocks that could be, by segment, as
+	// they were when they were last in the way: making one inside is in vain.
+	larger  map[uint32][]netip.Prefix
+	sealing int          // requests for encrypted segments that aren't in opened yet
+	drift   kernel.Keys  // where the kernel changed otherwise than planned
+	all     bool         // anywhere
+	want    kernel.State // all plans of the last pass
 	// active are the segments of the last pass; nil before the first, when
 	// nothing may be taken back.
 	active map[uint32]activeSegment
@@ -120,10 +128,12 @@ func newSegments(o Options, members weft.SegmentMemberInterface, blocks weft.IPB
 		records: newRecords(o.DataDir, o.BootID, o.Log),
 		wake:    make(chan struct{}, 1), publish: make(chan struct{}, 1),
 		plans: map[uint32]kernel.State{}, kept: map[uint32]kernel.Keys{},
+		grants: grants{of: map[uint32]netconf.Leases{}}, lendWait: lendWait,
 		state: segmentState{
 			dirty: map[uint32]bool{}, unpublished: map[uint32]struct{}{},
-			peers: map[string]overlay.Peer{}, known: map[uint32]*knownSegment{}, own: newOwnObjects(),
-			opened: map[uint32]opened{}, drift: kernel.Keys{}, want: kernel.State{},
+			peers: map[string]overlay.Peer{}, known: map[uint32]*knownSegment{}, own: newOwnObjects(o.Node),
+			opened: map[uint32]opened{}, wanted: map[uint32]map[netip.Addr]time.Time{}, larger: map[uint32][]netip.Prefix{},
+			drift: kernel.Keys{}, want: kernel.State{},
 		},
 	}
 }

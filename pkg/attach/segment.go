@@ -120,7 +120,7 @@ func (p *Plugin) allocateOn(ctx context.Context, n *netconf.Network, node netcon
 	case !n.IPAM.Own():
 		return allocate(ctx, n, node, done)
 	}
-	leased := ipam.NewLeased(n, file.Blocks)
+	leased := ipam.NewLeased(n, file.Leases)
 	given, err := leased.Add(ctx)
 	if err != nil {
 		return ipam.Result{}, err

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -85,7 +86,7 @@ func Prepare(ctx context.Context, runDir string, r Request) error {
 	if !known {
 		kind = ErrNotYet
 	}
-	return fmt.Errorf("%w: %s", kind, answer.Error)
+	return fmt.Errorf("%w: %s", kind, strings.TrimPrefix(answer.Error, kind.Error()+": "))
 }
 
 // Serve answers requests with prepare, each in a goroutine of its own, until

@@ -100,7 +100,7 @@ func New(n *netconf.Network, node netconf.Node) Allocator {
 	case !n.IPAM.Own():
 		return newDelegate(n)
 	case n.Segment != nil:
-		return NewLeased(n, nil)
+		return NewLeased(n, netconf.Leases{})
 	}
 	return newLocal(n, node)
 }

@@ -132,15 +132,15 @@ type Leased struct {
 	Claims  Claims
 	Owner   Owner
 	Segment netconf.Segment
-	Blocks  []netip.Prefix
+	Leases  netconf.Leases
 	Want    []netip.Addr // asked for by the runtime
 }
 
-// NewLeased is the allocator of n's segment, with the blocks that the node has.
-func NewLeased(n *netconf.Network, blocks []netip.Prefix) *Leased {
+// NewLeased is the allocator of n's segment, with the leases that the node has.
+func NewLeased(n *netconf.Network, leases netconf.Leases) *Leased {
 	return &Leased{
 		Claims: SegmentClaims(n.RunDir), Owner: Owner{n.Env.ContainerID, n.Env.IfName},
-		Segment: *n.Segment, Blocks: blocks, Want: n.Addrs,
+		Segment: *n.Segment, Leases: leases, Want: n.Addrs,
 	}
 }
 
@@ -183,17 +183,17 @@ func (l *Leased) take(in netconf.Range, claimed map[netip.Addr]Owner) (netip.Add
 		if !in.Subnet.Contains(addr) {
 			continue
 		}
-		if !slices.ContainsFunc(l.Blocks, func(b netip.Prefix) bool { return b.Contains(addr) }) {
+		if !l.Leases.Has(addr) {
 			return addr, fmt.Errorf("%s: %w", addr, ErrNoBlock)
 		}
 		return addr, l.Claims.Claim(l.Segment.VNI, addr, l.Owner)
 	}
-	for _, block := range l.Blocks {
-		if !in.Subnet.Contains(block.Addr()) {
+	for _, block := range l.Leases.Blocks {
+		if !in.Subnet.Contains(block.Addr()) || ForRequest(in, block) {
 			continue
 		}
 		for addr := range cycle(block, l.Owner) {
-			if _, taken := claimed[addr]; taken || !in.Usable(addr) {
+			if _, taken := claimed[addr]; taken || !in.Usable(addr) || !l.Leases.HasIn(block, addr) {
 				continue
 			}
 			err := l.Claims.Claim(l.Segment.VNI, addr, l.Owner)
@@ -259,17 +259,24 @@ func (l *Leased) GC(_ context.Context, keep func(Owner) bool) error {
 // Status implements Allocator.
 func (l *Leased) Status(context.Context) error { return nil }
 
-// Free counts the addresses of blocks that pods could still have, up to most.
-func Free(r netconf.Range, blocks []netip.Prefix, claimed map[netip.Addr]Owner, most int) (n int) {
-	for _, block := range blocks {
-		if !r.Subnet.Contains(block.Addr()) {
+// ForRequest reports whether a block is a single address of a range that is
+// leased in larger ones: it is there for a pod that asked for it, and no other.
+func ForRequest(r netconf.Range, block netip.Prefix) bool {
+	return block.IsSingleIP() && block.Bits() > r.BlockBits()
+}
+
+// Free counts the addresses of leases that pods could still have without asking
+// for them, up to most.
+func Free(r netconf.Range, leases netconf.Leases, claimed map[netip.Addr]Owner, most int) (n int) {
+	for _, block := range leases.Blocks {
+		if !r.Subnet.Contains(block.Addr()) || ForRequest(r, block) {
 			continue
 		}
 		for addr := range cycle(block, Owner{}) {
 			if n == most {
 				return n
 			}
-			if _, taken := claimed[addr]; !taken && r.Usable(addr) {
+			if _, taken := claimed[addr]; !taken && r.Usable(addr) && leases.HasIn(block, addr) {
 				n++
 			}
 		}
@@ -277,17 +284,18 @@ func Free(r netconf.Range, blocks []netip.Prefix, claimed map[netip.Addr]Owner, 
 	return n
 }
 
-// NextBlock chooses a block of a range that overlaps none of taken, the first
-// behind a place that start decides on, or the one that holds want where that is
-// valid. ok is false where there is none.
+// NextBlock chooses a block of a range that has something beside the blocks
+// taken, and is in none of them: the first behind a place that start decides on, or
+// the one that holds want where that is valid. ok is false where there is none.
 func NextBlock(r netconf.Range, taken []netip.Prefix, start uint64, want netip.Addr) (block netip.Prefix, ok bool) {
 	free := func(p netip.Prefix) bool {
-		return !slices.ContainsFunc(taken, p.Overlaps) && Free(r, []netip.Prefix{p}, nil, 1) > 0
+		around := func(t netip.Prefix) bool { return t == p || netconf.Inside(p, t) }
+		return !slices.ContainsFunc(taken, around) && Free(r, netconf.Leases{Blocks: []netip.Prefix{p}, Lent: taken}, nil, 1) > 0
 	}
 	bits := r.BlockBits()
 	if want.IsValid() {
 		p, err := want.Prefix(bits)
-		return p, err == nil && free(p)
+		return p, err == nil && free(p) && (netconf.Leases{Blocks: []netip.Prefix{p}, Lent: taken}).Has(want)
 	}
 	shift := r.Subnet.Addr().BitLen() - bits
 	// Nodes use a fraction of a large range: its first 65,536 blocks will do.

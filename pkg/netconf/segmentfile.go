@@ -8,13 +8,15 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 )
 
 // SegmentDir is where, in RunDir, the plugin finds what it needs to know of segments:
 // for each on this node a file <vni>.json, which the daemon writes, and a lock
 // <vni>.lock, held shared by an ADD from the file's reading to the record's
-// writing, and exclusively by who takes the segment or a block of it away.
+// writing, and exclusively by who takes the segment away, or a block or lent
+// address of it.
 const SegmentDir = "segments"
 
 // SegmentFile is a segment that is ready on this node.
@@ -25,8 +27,31 @@ type SegmentFile struct {
 	Tunnels Tunnels `json:"tunnels"`
 	// Gateway says that the node is the segment's gateway.
 	Gateway bool `json:"gateway,omitempty"`
-	// Blocks are leased to this node.
+	Leases
+}
+
+// Leases are what a node may give its pods addresses of on a segment.
+type Leases struct {
+	// Blocks are leased to this node. One may be inside another.
 	Blocks []netip.Prefix `json:"blocks,omitempty"`
+	// Lent are blocks inside those that other nodes have, or may have.
+	Lent []netip.Prefix `json:"lent,omitempty"`
+}
+
+// Has reports whether this node may give a pod addr.
+func (l Leases) Has(addr netip.Addr) bool {
+	return slices.ContainsFunc(l.Blocks, func(b netip.Prefix) bool { return l.HasIn(b, addr) })
+}
+
+// HasIn reports whether addr is in a block of this node, and not in a part of
+// the block that is lent.
+func (l Leases) HasIn(block netip.Prefix, addr netip.Addr) bool {
+	return block.Contains(addr) && !slices.ContainsFunc(l.Lent, func(p netip.Prefix) bool { return p.Contains(addr) && Inside(p, block) })
+}
+
+// Inside reports whether a prefix is part of another one, and not all of it.
+func Inside(part, whole netip.Prefix) bool {
+	return part.Bits() > whole.Bits() && whole.Contains(part.Addr())
 }
 
 // SegmentLock is the file of a segment's lock.

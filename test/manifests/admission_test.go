@@ -146,14 +146,16 @@ func TestAdmission(t *testing.T) {
 	t.Run("other nodes' objects", a.others)
 	t.Run("messages", a.messages)
 	t.Run("segments' objects", a.segments)
+	t.Run("loans", a.loans)
 }
 
 // segments tries what names and labels of a segment's objects may say.
 func (a *admission) segments(t *testing.T) {
+	labelled := "n1"
 	create := func(resource, kind, name, vni string, spec map[string]any) error {
 		o := object(externalPeers, name, "n1")
 		o.SetKind(kind)
-		o.SetLabels(map[string]string{"weft.dev/vni": vni})
+		o.SetLabels(map[string]string{"weft.dev/vni": vni, "weft.dev/node": labelled})
 		o.Object["spec"] = spec
 		_, err := a.daemons["n1"].Resource(vteps.GroupVersion().WithResource(resource)).
 			Create(t.Context(), o, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
@@ -181,6 +183,93 @@ func (a *admission) segments(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "ValidatingAdmissionPolicy 'weft-own-objects'") {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+	labelled = "n2"
+	for what, err := range map[string]error{
+		"member by another's label": member("7.n1", "7", "n1"), "block by another's label": block("7.192.168.0.16-28", "192.168.0.16/28", "n1"),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "the label weft.dev/node must be spec.node") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// loans: a node lends of its own blocks, and asks for addresses of others'; it
+// doesn't lend of theirs, nor end their loans.
+func (a *admission) loans(t *testing.T) {
+	blocks := schema.GroupVersionResource{Group: "weft.dev", Version: "v1alpha1", Resource: "ipblocks"}
+	block := func(name, cidr, node string) *unstructured.Unstructured {
+		o := object(externalPeers, name, node)
+		o.SetKind("IPBlock")
+		o.SetLabels(map[string]string{"weft.dev/vni": "7", "weft.dev/node": node})
+		o.Object["spec"] = map[string]any{"vni": int64(7), "node": node, "cidr": cidr}
+		return o
+	}
+	lend := func(o *unstructured.Unstructured, cidr, uid, node string) *unstructured.Unstructured {
+		o = o.DeepCopy()
+		lent := []any{map[string]any{"cidr": cidr, "uid": uid, "node": node}}
+		if err := unstructured.SetNestedSlice(o.Object, lent, "spec", "lent"); err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	one, two := a.daemons["n1"].Resource(blocks), a.daemons["n2"].Resource(blocks)
+	make1 := func(o *unstructured.Unstructured, by dynamic.ResourceInterface) *unstructured.Unstructured {
+		made, err := by.Create(t.Context(), o, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	whole := make1(block("7.192.168.0.16-28", "192.168.0.16/28", "n2"), two)
+	part := block("7.192.168.0.20-32", "192.168.0.20/32", "n1")
+	part.SetLabels(map[string]string{"weft.dev/vni": "7", "weft.dev/node": "n1", "weft.dev/lender": "n2"})
+	part = make1(part, one)
+	for what, try := range map[string]func() error{
+		"lend of another's": func() error {
+			_, err := one.Update(t.Context(), lend(whole, "192.168.0.20/32", string(part.GetUID()), "n1"), metav1.UpdateOptions{})
+			return err
+		},
+		"take for another": func() error {
+			_, err := one.Create(t.Context(), block("7.192.168.0.21-32", "192.168.0.21/32", "n2"), metav1.CreateOptions{})
+			return err
+		},
+		"return for another": func() error { return two.Delete(t.Context(), part.GetName(), metav1.DeleteOptions{}) },
+		"ask for another":    func() error { _, err := two.Update(t.Context(), changed(part), metav1.UpdateOptions{}); return err },
+	} {
+		if err := try(); !policyRefused(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	lent, err := two.Update(t.Context(), lend(whole, "192.168.0.20/32", string(part.GetUID()), "n1"), metav1.UpdateOptions{})
+	if err != nil {
+		t.Fatalf("lend of one's own: %v", err)
+	}
+	if err = unstructured.SetNestedField(lent.Object, "192.168.0.20/32", "spec", "cidr"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = two.Update(t.Context(), lent, metav1.UpdateOptions{}); err == nil {
+		t.Error("a lease has become that of another block")
+	}
+	a.renewed(t, one, part)
+}
+
+// renewed: a deletion that comes late finds what was written since.
+func (*admission) renewed(t *testing.T, one dynamic.ResourceInterface, part *unstructured.Unstructured) {
+	part.SetAnnotations(map[string]string{"weft.dev/renewed": part.GetResourceVersion()})
+	now, err := one.Update(t.Context(), part, metav1.UpdateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove := func(o *unstructured.Unstructured) error {
+		uid, version := o.GetUID(), o.GetResourceVersion()
+		return one.Delete(t.Context(), o.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid, ResourceVersion: &version}})
+	}
+	if err := remove(part); !apierrors.IsConflict(err) {
+		t.Errorf("return of what was renewed: %v", err)
+	}
+	if err := remove(now); err != nil {
+		t.Errorf("return: %v", err)
 	}
 }
 

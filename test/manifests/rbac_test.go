@@ -164,7 +164,7 @@ func deleteLink(t *testing.T, n *cluster.Node) {
 	}
 }
 
-// segmentObjects leaves what a daemon has to change and to delete.
+// segmentObjects leaves what a daemon has to change, to delete and to lend.
 func segmentObjects(t *testing.T, k *kubelet, verb string) {
 	t.Helper()
 	n := k.cluster.Node(1).Name
@@ -178,6 +178,7 @@ func segmentObjects(t *testing.T, k *kubelet, verb string) {
 		{"segmentmembers", "SegmentMember", "8." + n, "8", map[string]any{"vni": int64(8), "node": n}, verb == "delete"},
 		{"ipblocks", "IPBlock", "8.192.168.8.16-28", "8", map[string]any{"vni": int64(8), "node": n, "cidr": "192.168.8.16/28"}, verb == "delete"},
 		{"ipblocks", "IPBlock", "7.192.168.8.16-28", "7", nil, false},
+		{"ipblocks", "IPBlock", "7.192.168.8.20-32", "7", map[string]any{"vni": int64(7), "node": "other", "cidr": "192.168.8.20/32"}, verb == "update"},
 	} {
 		r := admin.Resource(vteps.GroupVersion().WithResource(o.resource))
 		if err := r.Delete(t.Context(), o.name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
@@ -188,7 +189,7 @@ func segmentObjects(t *testing.T, k *kubelet, verb string) {
 		}
 		made := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "weft.dev/v1alpha1", "kind": o.kind, "spec": o.spec}}
 		made.SetName(o.name)
-		made.SetLabels(map[string]string{"weft.dev/vni": o.vni, "weft.dev/node": n})
+		made.SetLabels(map[string]string{"weft.dev/vni": o.vni, "weft.dev/node": fmt.Sprint(o.spec["node"])})
 		if _, err := r.Create(t.Context(), made, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
