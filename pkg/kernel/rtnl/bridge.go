@@ -159,12 +159,12 @@ func markedSources(index int, on bool) rtmsg.Request {
 	return rtmsg.Request{Type: unix.RTM_SETLINK, Body: rtmsg.Attr(rtmsg.Link(index, 0, 0), unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, spec)}
 }
 
-// intoBridge makes a VXLAN device a port of its bridge.
-func (h *Handle) intoBridge(want kernel.VXLAN, index int) error {
-	if want.Bridge == "" {
+// intoBridge makes a tunnel's device a port of its bridge.
+func (h *Handle) intoBridge(want tunnelDevice, index int) error {
+	if want.bridge == "" {
 		return nil
 	}
-	b, err := h.link(want.Bridge)
+	b, err := h.link(want.bridge)
 	if err != nil {
 		return err
 	}
@@ -172,8 +172,8 @@ func (h *Handle) intoBridge(want kernel.VXLAN, index int) error {
 	// that is still down forwards none.
 	return h.all(
 		rtmsg.Request{Type: unix.RTM_SETLINK, Body: rtmsg.AttrUint32(rtmsg.Link(index, 0, 0), unix.IFLA_MASTER, uint32(b.index))},
-		rtmsg.BridgePort(index, rtmsg.Flag(unix.IFLA_BRPORT_LEARNING, want.Learning),
-			rtmsg.Flag(unix.IFLA_BRPORT_NEIGH_SUPPRESS, !want.Moving),
+		rtmsg.BridgePort(index, rtmsg.Flag(unix.IFLA_BRPORT_LEARNING, want.learning),
+			rtmsg.Flag(unix.IFLA_BRPORT_NEIGH_SUPPRESS, !want.moving),
 			rtmsg.PortFlag{Type: unix.IFLA_BRPORT_MULTICAST_ROUTER, Value: multicastRouter}),
 	)
 }
