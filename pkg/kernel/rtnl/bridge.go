@@ -100,7 +100,9 @@ func (h *Handle) applyBridge(op kernel.Op, want kernel.Bridge) error {
 	} else {
 		body = rtmsg.AttrString(body, unix.IFLA_IFNAME, want.Name)
 	}
-	body = rtmsg.Attr(body, unix.IFLA_ADDRESS, want.MAC[:])
+	if have, _ := op.Have.(kernel.Bridge); op.Verb != kernel.Replace || have.MAC != want.MAC {
+		body = rtmsg.Attr(body, unix.IFLA_ADDRESS, want.MAC[:]) // flushes the neighbours even if it is the same
+	}
 	body = rtmsg.AttrUint32(body, unix.IFLA_MTU, uint32(want.MTU))
 	data := rtmsg.AttrUint32(nil, unix.IFLA_BR_STP_STATE, 0)
 	snooping := rtmsg.Flag(0, want.Snooping).Value

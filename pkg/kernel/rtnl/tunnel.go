@@ -30,6 +30,7 @@ const (
 
 	greKey               = 0x2000 // GRE_KEY, of the flags
 	greNoEncapLimit      = 1      // IP6_TNL_F_IGN_ENCAP_LIMIT, of greFlags
+	greUserFlags         = 0xffff // those of greFlags that userspace sets
 	greOuterTTL     byte = 64     // a fixed one: else it is the inner packet's
 )
 
@@ -108,7 +109,7 @@ func decodeGRE(kind string, b []byte) (d tunnelData) {
 		case greIgnoreDF:
 			d.foreignIf(!set, "noignore-df")
 		case greFlags:
-			d.foreignIf(kernel.TunnelKind(kind) == kernel.IP6GRETAP && u32(v) != greNoEncapLimit, "flags")
+			d.foreignIf(kernel.TunnelKind(kind) == kernel.IP6GRETAP && u32(v)&greUserFlags != greNoEncapLimit, "flags")
 		case greEncapType:
 			d.foreignIf(len(v) >= 2 && binary.NativeEndian.Uint16(v) != 0, "encap")
 		case greCollectMetadata: // by being there
