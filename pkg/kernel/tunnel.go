@@ -46,7 +46,7 @@ type Tunnel struct {
 func (t Tunnel) Key() Key { return Key{Kind: KindLink, Name: t.Name} }
 
 func (t Tunnel) String() string {
-	id, local, port, learning, suppress := fmt.Sprintf("id %d", t.VNI), "", "", "off", "on"
+	id, local, port, master, learning, suppress := fmt.Sprintf("id %d", t.VNI), "", "", "", "off", "on"
 	if t.Kind != Geneve {
 		id = fmt.Sprintf("key %#x", t.VNI<<8)
 	}
@@ -56,14 +56,17 @@ func (t Tunnel) String() string {
 	if t.Port != 0 {
 		port = fmt.Sprintf(" dstport %d", t.Port)
 	}
+	if t.Bridge != "" {
+		master = " master " + t.Bridge
+	}
 	if t.Learning {
 		learning = "on"
 	}
 	if t.Moving {
 		suppress = "off"
 	}
-	return fmt.Sprintf("link %s type %s %s%s remote %s%s address %s mtu %d master %s learning %s neigh_suppress %s up%s",
-		t.Name, t.Kind, id, local, t.Remote, port, t.MAC, t.MTU, t.Bridge, learning, suppress, detail(t.Detail))
+	return fmt.Sprintf("link %s type %s %s%s remote %s%s address %s mtu %d%s learning %s neigh_suppress %s up%s",
+		t.Name, t.Kind, id, local, t.Remote, port, t.MAC, t.MTU, master, learning, suppress, detail(t.Detail))
 }
 
 // Incompatible says why the device have can't be changed into t and has to be

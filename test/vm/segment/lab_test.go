@@ -6,6 +6,7 @@
 package segment_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -283,7 +284,7 @@ func (w *wire) hears(t *testing.T, payload []byte) {
 		if got == nil {
 			return fmt.Errorf("heard nothing of %.40q", payload)
 		}
-		if string(got) != string(payload) {
+		if !bytes.Equal(got, payload) {
 			t.Fatalf("heard %.40q (%d bytes), not %.40q (%d)", got, len(got), payload, len(payload))
 		}
 		return nil

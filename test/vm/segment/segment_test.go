@@ -240,7 +240,7 @@ func TestDrift(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				if err := d.do(l, nodes[1].port.MAC); err != nil {
+				if err = d.do(l, nodes[1].port.MAC); err != nil {
 					return err
 				}
 				have, err := nodes[0].read(h)
