@@ -55,6 +55,9 @@ func (s *segments) open(ctx context.Context, asked netconf.Segment) error {
 			return fmt.Errorf("%w: %w", control.ErrRefused, err)
 		}
 	}
+	if err := s.sharesPort(*self, asked); err != nil {
+		return err
+	}
 	s.state.opened[asked.VNI] = opened{segment: asked, until: time.Now().Add(openTime)}
 	s.state.touch(asked.VNI, true)
 	return nil
@@ -76,6 +79,34 @@ func (s *segments) makes(self overlay.Self, t netconf.Tunnels) error {
 	case !has:
 		return fmt.Errorf("%w: encapsulation is %q; accepted on this node: %q: its kernel has no devices of type %s",
 			control.ErrRefused, t.Encap(), netconf.EncapVXLAN, kind)
+	}
+	return nil
+}
+
+// sharesPort is an error where a segment asks for a UDP port that another
+// encapsulation has on this node: a port has one kind of listener. The caller
+// holds s.mu.
+func (s *segments) sharesPort(self overlay.Self, asked netconf.Segment) error {
+	port := segment.UDPPort(s.config, self, asked.Tunnels)
+	check := func(t netconf.Tunnels, whose string) error {
+		if t.Encap() == asked.Tunnels.Encap() || port == 0 || segment.UDPPort(s.config, self, t) != port {
+			return nil
+		}
+		return fmt.Errorf("%w: port is %d; accepted with encapsulation %s: another, since %s has it for %s on this node",
+			control.ErrRefused, port, asked.Tunnels.Encap(), whose, t.Encap())
+	}
+	if err := check(netconf.Tunnels{}, "the cluster network"); err != nil {
+		return err
+	}
+	for vni, on := range s.state.active {
+		if err := check(on.tunnels, fmt.Sprintf("segment %d", vni)); err != nil {
+			return err
+		}
+	}
+	for vni, o := range s.state.opened {
+		if err := check(o.segment.Tunnels, fmt.Sprintf("segment %d", vni)); err != nil {
+			return err
+		}
 	}
 	return nil
 }

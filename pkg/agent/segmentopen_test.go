@@ -81,3 +81,42 @@ func TestKernelWithoutTunnels(t *testing.T) {
 		t.Errorf("of a kernel that can't be asked: %v", err)
 	}
 }
+
+// TestSharesPort: a UDP port is of one encapsulation on a node.
+func TestSharesPort(t *testing.T) {
+	self := overlay.Self{Name: "n1", Underlay: []overlay.Underlay{{Addr: netip.MustParseAddr("192.0.2.1")}}}
+	geneve, nvgre := netconf.Tunnels{Encapsulation: netconf.EncapGeneve}, netconf.Tunnels{Encapsulation: netconf.EncapNVGRE}
+	with := func(t netconf.Tunnels, port uint16) netconf.Tunnels {
+		t.Port = port
+		return t
+	}
+	for _, c := range []struct {
+		has, asked netconf.Tunnels
+		err        string
+	}{
+		{nvgre, geneve, ""},
+		{geneve, nvgre, ""},
+		{geneve, geneve, ""},
+		{geneve, with(geneve, 6082), ""},
+		{geneve, netconf.Tunnels{}, ""},
+		{nvgre, with(geneve, 4789), "port is 4789; accepted with encapsulation geneve: another, since the cluster network has it for vxlan on this node"},
+		{with(netconf.Tunnels{}, 6081), geneve, "port is 6081; accepted with encapsulation geneve: another, since segment 7 has it for vxlan on this node"},
+		{geneve, with(netconf.Tunnels{}, 6081), "port is 6081; accepted with encapsulation vxlan: another, since segment 7 has it for geneve on this node"},
+	} {
+		active := &segments{config: overlay.Config{Port: 4789}}
+		active.state.active = map[uint32]activeSegment{7: {tunnels: c.has}}
+		justAsked := &segments{config: overlay.Config{Port: 4789}}
+		justAsked.state.opened = map[uint32]opened{7: {segment: netconf.Segment{Tunnels: c.has}}}
+		for _, s := range []*segments{active, justAsked} {
+			err := s.sharesPort(self, netconf.Segment{VNI: 8, Tunnels: c.asked})
+			switch {
+			case c.err == "":
+				if err != nil {
+					t.Error(err)
+				}
+			case err == nil || err.Error() != control.ErrRefused.Error()+": "+c.err:
+				t.Errorf("%v, not %s", err, c.err)
+			}
+		}
+	}
+}

@@ -95,7 +95,7 @@ func planBridge(c overlay.Config, self overlay.Self, in Segment) (kernel.State, 
 		Name: Bridge(in.VNI), MAC: MAC(self.Name, in.VNI), MTU: mtuOver(u, t.Encap()), Snooping: in.Snooping, Routed: in.Gateway,
 	}
 	tunnel := kernel.Tunnel{
-		Kind: kindOver(u, t.Encap()), VNI: in.VNI, Local: u.Addr, Port: portOf(c, self, t), MAC: bridge.MAC, MTU: bridge.MTU, Bridge: bridge.Name,
+		Kind: kindOver(u, t.Encap()), VNI: in.VNI, Local: u.Addr, Port: UDPPort(c, self, t), MAC: bridge.MAC, MTU: bridge.MTU, Bridge: bridge.Name,
 	}
 	if in.Gateway {
 		bridge.MAC = netconf.GatewayMAC
@@ -147,9 +147,9 @@ func (v vxlan) put(s kernel.State, learning, moving bool) {
 	s.Put(v.VXLAN)
 }
 
-// portOf is the UDP port of a segment's tunnels, 0 for GRE. Encrypted ones share theirs
-// with no others: what comes to it from outside of WireGuard is dropped.
-func portOf(c overlay.Config, self overlay.Self, t netconf.Tunnels) uint16 {
+// UDPPort is that of a segment's tunnels, 0 for GRE. Encrypted ones share
+// theirs with no others: what comes to it from outside of WireGuard is dropped.
+func UDPPort(c overlay.Config, self overlay.Self, t netconf.Tunnels) uint16 {
 	switch {
 	case t.Encrypt:
 		return self.InnerPort

@@ -183,6 +183,27 @@ func TestListed(t *testing.T) {
 	})
 }
 
+// TestIsolated: isolated pods hear nothing of each other across tunnels, and all
+// of those that aren't.
+func TestIsolated(t *testing.T) {
+	each(t, func(t *testing.T, tunnels netconf.Tunnels, six bool) {
+		nodes := newNodes(t, 3, six)
+		for _, n := range nodes[:2] {
+			n.port.Isolated, n.port.Options.Isolated = true, true
+		}
+		together(t, nodes, tunnels)
+		a, b, c := listen(t, nodes[0].pod, "net1", local), listen(t, nodes[1].pod, "net1", local), listen(t, nodes[2].pod, "net1", local)
+		a.send(t, nodes[0].port.MAC, everyone, []byte("to all"))
+		a.send(t, nodes[0].port.MAC, nodes[1].port.MAC, []byte("to one"))
+		a.send(t, nodes[0].port.MAC, nodes[2].port.MAC, []byte("to the other"))
+		c.hears(t, []byte("to all"))
+		c.hears(t, []byte("to the other"))
+		c.send(t, nodes[2].port.MAC, everyone, []byte("from the other"))
+		b.hears(t, []byte("from the other"))
+		a.hears(t, []byte("from the other"))
+	})
+}
+
 // damage is what a hand or another program does to a node's tunnel.
 var damage = []struct {
 	name string
