@@ -287,6 +287,16 @@ func TestDrift(t *testing.T) {
 				return nil
 			}))
 		}
+		must(t, nodes[0].Do(func() error { // and all of the bridge's ports leave it
+			bridge, err := netlink.LinkByName(segment.Bridge(vni))
+			if err != nil {
+				return err
+			}
+			return netlink.LinkDel(bridge)
+		}))
+		if repaired := nodes[0].sync(t, plan); repaired == 0 {
+			t.Error("the bridge's absence doesn't show")
+		}
 		reach(t, nodes)
 	})
 }
