@@ -99,7 +99,14 @@ type SegmentTunnels struct {
 	// +kubebuilder:validation:MaxLength=39
 	Group string `json:"group,omitempty"`
 
-	// Port is the UDP port of VXLAN, where it isn't the cluster network's.
+	// Encapsulation is what frames are put into; empty is vxlan.
+	//
+	// +optional
+	// +kubebuilder:validation:Enum=vxlan;geneve;nvgre
+	Encapsulation string `json:"encapsulation,omitempty"`
+
+	// Port is the UDP port of the tunnels, where it isn't the cluster network's
+	// or, of Geneve, 6081.
 	//
 	// +optional
 	// +kubebuilder:validation:Minimum=0

@@ -24,6 +24,7 @@ type fakeKernel struct {
 	reads, keys, together int
 	applied               []kernel.Op
 	noWireGuard           bool
+	noTunnels             bool
 	traffic               []rtnl.PeerTraffic
 }
 
@@ -51,6 +52,8 @@ func (f *fakeKernel) ReadKeys(keys kernel.Keys) (kernel.State, error) {
 func (f *fakeKernel) HostAddrs(rtnl.Names) ([]rtnl.HostAddr, error) { return f.addrs, f.broken }
 
 func (f *fakeKernel) HasWireGuard() (bool, error) { return !f.noWireGuard, f.broken }
+
+func (f *fakeKernel) HasTunnel(kernel.TunnelKind) (bool, error) { return !f.noTunnels, f.broken }
 
 func (f *fakeKernel) PeerTraffic([]string) ([]rtnl.PeerTraffic, error) { return f.traffic, f.broken }
 

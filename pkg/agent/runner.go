@@ -37,6 +37,8 @@ type Kernel interface {
 	HasLink(name string) (bool, error)
 	// HasWireGuard reports whether the kernel can make WireGuard devices.
 	HasWireGuard() (bool, error)
+	// HasTunnel reports whether the kernel can make tunnels of a kind.
+	HasTunnel(kind kernel.TunnelKind) (bool, error)
 	// PeerTraffic gives what WireGuard devices have seen of their peers.
 	PeerTraffic(links []string) ([]rtnl.PeerTraffic, error)
 	// Watch tells changes until ctx ends or the watch fails.

@@ -40,6 +40,9 @@ func (s *segments) open(ctx context.Context, asked netconf.Segment) error {
 	if _, err := segment.MTU(*self, asked.Tunnels); err != nil {
 		return fmt.Errorf("%w: %w", control.ErrRefused, err)
 	}
+	if err := s.makes(*self, asked.Tunnels); err != nil {
+		return err
+	}
 	if !isActive { // members that are there hear of another that joins, and it of them
 		if err := s.agree(ctx, asked); err != nil {
 			return err
@@ -52,8 +55,59 @@ func (s *segments) open(ctx context.Context, asked netconf.Segment) error {
 			return fmt.Errorf("%w: %w", control.ErrRefused, err)
 		}
 	}
+	if err := s.sharesPort(*self, asked); err != nil {
+		return err
+	}
 	s.state.opened[asked.VNI] = opened{segment: asked, until: time.Now().Add(openTime)}
 	s.state.touch(asked.VNI, true)
+	return nil
+}
+
+// makes is an error where this node's kernel has no devices for such tunnels.
+func (s *segments) makes(self overlay.Self, t netconf.Tunnels) error {
+	kind, err := segment.LinkKind(self, t)
+	if err != nil {
+		return fmt.Errorf("%w: %w", control.ErrRefused, err)
+	}
+	if kind == "" {
+		return nil
+	}
+	has, err := s.kernel.HasTunnel(kind)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: encapsulation: %w", control.ErrNotYet, err)
+	case !has:
+		return fmt.Errorf("%w: encapsulation is %q; accepted on this node: %q: its kernel has no devices of type %s",
+			control.ErrRefused, t.Encap(), netconf.EncapVXLAN, kind)
+	}
+	return nil
+}
+
+// sharesPort is an error where a segment asks for a UDP port that another
+// encapsulation has on this node: a port has one kind of listener. The caller
+// holds s.mu.
+func (s *segments) sharesPort(self overlay.Self, asked netconf.Segment) error {
+	port := segment.UDPPort(s.config, self, asked.Tunnels)
+	check := func(t netconf.Tunnels, whose string) error {
+		if t.Encap() == asked.Tunnels.Encap() || port == 0 || segment.UDPPort(s.config, self, t) != port {
+			return nil
+		}
+		return fmt.Errorf("%w: port is %d; accepted with encapsulation %s: another, since %s has it for %s on this node",
+			control.ErrRefused, port, asked.Tunnels.Encap(), whose, t.Encap())
+	}
+	if err := check(netconf.Tunnels{}, "the cluster network"); err != nil {
+		return err
+	}
+	for vni, on := range s.state.active {
+		if err := check(on.tunnels, fmt.Sprintf("segment %d", vni)); err != nil {
+			return err
+		}
+	}
+	for vni, o := range s.state.opened {
+		if err := check(o.segment.Tunnels, fmt.Sprintf("segment %d", vni)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -100,7 +154,7 @@ func (s *segments) agree(ctx context.Context, asked netconf.Segment) error {
 
 // publishedTunnels is t for a SegmentMember.
 func publishedTunnels(t netconf.Tunnels) *v1alpha1.SegmentTunnels {
-	p := &v1alpha1.SegmentTunnels{Discovery: string(t.Discovery), Port: int32(t.Port), Encrypt: t.Encrypt}
+	p := &v1alpha1.SegmentTunnels{Discovery: string(t.Discovery), Encapsulation: string(t.Encapsulation), Port: int32(t.Port), Encrypt: t.Encrypt}
 	for _, a := range t.VTEPs {
 		p.VTEPs = append(p.VTEPs, a.String())
 	}
@@ -121,6 +175,7 @@ func tunnelsOf(m *v1alpha1.SegmentMember) (netconf.Tunnels, error) {
 		return t, nil
 	}
 	t.Discovery, t.Port, t.Encrypt = netconf.Discovery(p.Discovery), uint16(p.Port), p.Encrypt
+	t.Encapsulation = netconf.Encapsulation(p.Encapsulation)
 	for _, word := range p.VTEPs {
 		a, err := netip.ParseAddr(word)
 		if err != nil {

@@ -161,7 +161,7 @@ func (s *segments) concern(p *segmentPass, records map[uint32]struct{}) {
 		return
 	}
 	for k := range p.have {
-		if vni, ok := vniOf(k.Name); ok {
+		if vni, ok := segment.VNIOf(k.Name); ok {
 			p.dirty[vni] = true
 		}
 	}

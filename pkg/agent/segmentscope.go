@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -73,7 +72,7 @@ func ofSegment(k kernel.Key) bool {
 	case kernel.KindPort:
 		return isPodLink(k)
 	case kernel.KindLink, kernel.KindAddr, kernel.KindFDB, kernel.KindStation, kernel.KindNeigh:
-		_, is := vniOf(k.Name)
+		_, is := segment.VNIOf(k.Name)
 		return is || k.Kind == kernel.KindStation && isPodLink(k)
 	case kernel.KindRoute, kernel.KindRule:
 		return kernel.OfGateway(k.FIB)
@@ -124,7 +123,7 @@ func (s *segments) mayDelete(k kernel.Key, p *segmentPass) bool {
 	if k.Kind == kernel.KindRules && k.Name == segment.Table {
 		return !s.anyActive(p) && len(p.gone.busy) == 0
 	}
-	vni, ok := vniOf(linkOf(k))
+	vni, ok := segment.VNIOf(linkOf(k))
 	if !ok {
 		return true // a pod's
 	}
@@ -145,21 +144,10 @@ func linkOf(k kernel.Key) string {
 // segmentOf is the segment that an object is of.
 func (s *segments) segmentOf(k kernel.Key) (uint32, bool) {
 	link := linkOf(k)
-	if vni, ok := vniOf(link); ok {
+	if vni, ok := segment.VNIOf(link); ok {
 		return vni, true
 	}
 	return s.records.segmentOf(link)
-}
-
-// vniOf is the segment that a device is of, by its name.
-func vniOf(link string) (uint32, bool) {
-	for _, start := range []string{netconf.BridgeStart, segment.TunnelStart} {
-		if number, ok := strings.CutPrefix(link, start); ok {
-			vni, err := strconv.ParseUint(number, 10, 24)
-			return uint32(vni), err == nil
-		}
-	}
-	return 0, false
 }
 
 // departure is the segments that this node leaves. Their locks are held.
@@ -182,7 +170,7 @@ func (s *segments) leave(ctx context.Context, p *segmentPass) (d departure) {
 		there[vni] = s.plans[vni] != nil || s.kept[vni] != nil
 	}
 	for k := range p.have {
-		if vni, ok := vniOf(k.Name); ok {
+		if vni, ok := segment.VNIOf(k.Name); ok {
 			there[vni] = true
 		}
 	}

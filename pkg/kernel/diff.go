@@ -77,7 +77,7 @@ func Diff(want, have State, scope Keys) []Op {
 		if op.Verb == Recreate {
 			lost.Add(k)
 		}
-		if p, ok := want[k].(VXLAN); ok && joins(op, p) {
+		if joins(op) {
 			onPort[k.Name] = true
 		}
 		// A new MAC flushes the link's neighbours (NETDEV_CHANGEADDR).
@@ -114,11 +114,7 @@ func compare(want, have Object) (Op, bool) {
 	}
 	verb := Replace
 	switch w := want.(type) {
-	case VXLAN:
-		if w.Incompatible(have) != "" {
-			verb = Recreate
-		}
-	case WireGuard:
+	case interface{ Incompatible(have Object) string }:
 		if w.Incompatible(have) != "" {
 			verb = Recreate
 		}
@@ -133,19 +129,39 @@ func compare(want, have Object) (Op, bool) {
 }
 
 func changesMAC(op Op) bool {
-	want, ok := op.Want.(VXLAN)
-	have, ok2 := op.Have.(VXLAN)
-	if b, isBridge := op.Want.(Bridge); isBridge {
-		h, is := op.Have.(Bridge)
-		return is && b.MAC != h.MAC
+	want, ok := macOf(op.Want)
+	have, ok2 := macOf(op.Have)
+	return ok && ok2 && want != have
+}
+
+// macOf is the Ethernet address of a link.
+func macOf(o Object) (mac MAC, ok bool) {
+	switch o := o.(type) {
+	case VXLAN:
+		return o.MAC, true
+	case Tunnel:
+		return o.MAC, true
+	case Bridge:
+		return o.MAC, true
 	}
-	return ok && ok2 && want.MAC != have.MAC
+	return mac, false
 }
 
 // joins reports whether a device becomes a port of its bridge by op.
-func joins(op Op, want VXLAN) bool {
-	have, ok := op.Have.(VXLAN)
-	return want.Bridge != "" && (!ok || have.Bridge != want.Bridge)
+func joins(op Op) bool {
+	bridge := bridgeOf(op.Want)
+	return bridge != "" && bridgeOf(op.Have) != bridge
+}
+
+// bridgeOf is the bridge that a device is a port of, empty for none.
+func bridgeOf(o Object) string {
+	switch o := o.(type) {
+	case VXLAN:
+		return o.Bridge
+	case Tunnel:
+		return o.Bridge
+	}
+	return ""
 }
 
 // inOrder sorts what is made before what is deleted: kinds in creation order

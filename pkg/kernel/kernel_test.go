@@ -110,6 +110,9 @@ func modelApply(s State, ops []Op) {
 			maps.DeleteFunc(s, func(k Key, _ Object) bool { return gone.Covers(k) })
 		}
 		if op.Verb != Delete {
+			if joins(op) { // what another bridge knew of it isn't known to this one
+				maps.DeleteFunc(s, func(n Key, _ Object) bool { return n.Kind == KindStation && n.Name == k.Name })
+			}
 			if changesMAC(op) {
 				maps.DeleteFunc(s, func(n Key, _ Object) bool { return n.Kind == KindNeigh && n.Name == k.Name })
 			}
@@ -134,11 +137,18 @@ func TestApplyDiffMakesWant(t *testing.T) {
 		ip := func() netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(r.IntN(3)), 1}) }
 		for i := range 2 {
 			name := fmt.Sprintf("vx%d", i)
-			maybe(VXLAN{Name: name, VNI: uint32(r.IntN(2)), Local: ip(), MAC: MAC{2, byte(r.IntN(2))}})
+			bridge := []string{"", "br0"}[r.IntN(2)]
+			maybe(VXLAN{Name: name, VNI: uint32(r.IntN(2)), Local: ip(), MAC: MAC{2, byte(r.IntN(2))}, Bridge: bridge})
+			if r.IntN(3) == 0 {
+				s.Put(Tunnel{Name: name, Kind: Geneve, VNI: uint32(r.IntN(2)), Remote: ip(), MAC: MAC{2, byte(r.IntN(2))}, Bridge: bridge, Learning: r.IntN(2) == 0})
+			}
 			if s[Key{Kind: KindLink, Name: name}] == nil {
 				continue
 			}
 			for range 4 {
+				if bridge != "" {
+					maybe(Station{Link: name, MAC: MAC{2, byte(r.IntN(5))}})
+				}
 				maybe(FDB{Link: name, MAC: MAC{2, byte(r.IntN(5))}, VTEP: ip()})
 				maybe(Neigh{Link: name, IP: ip(), MAC: MAC{2, byte(r.IntN(5))}})
 				maybe(Route{Link: name, Dst: netip.PrefixFrom(ip(), 32), Via: ip()})

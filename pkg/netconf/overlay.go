@@ -84,7 +84,7 @@ func (r Range) Usable(addr netip.Addr) bool {
 
 // overlayKeys are the keys of a configuration of ModeOverlay.
 var overlayKeys = []string{
-	"cniVersion", "name", "type", "mode", "vni", "discovery", "vteps", "group", "port", "encrypt", "mtu", "mac", "defaultRoute", "routes", "dns", "ipam",
+	"cniVersion", "name", "type", "mode", "vni", "encapsulation", "discovery", "vteps", "group", "port", "encrypt", "mtu", "mac", "defaultRoute", "routes", "dns", "ipam",
 	"allowedMACs", "allowedIPs", "allowRA", "allowDHCPServer", "isolatePorts", "multicastSnooping", "gateway",
 	"logLevel", "logFile", "dataDir", "runDir", "capabilities", "runtimeConfig", "args", "prevResult",
 }
@@ -106,6 +106,9 @@ func (n *Network) readSegment(f fields) error {
 	n.Segment.VNI = uint32(vni)
 	var err error
 	if n.Segment.Tunnels, err = readTunnels(f); err != nil {
+		return err
+	}
+	if err = n.Segment.Tunnels.checkVNI(f, vni); err != nil {
 		return err
 	}
 	if err = f.decode("multicastSnooping", &n.Segment.Snooping, "true or false"); err != nil {

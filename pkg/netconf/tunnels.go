@@ -29,7 +29,9 @@ type Tunnels struct {
 	// DiscoverStatic all that there are, this node's own among them or not.
 	VTEPs []netip.Addr `json:"vteps,omitempty"`
 	Group netip.Addr   `json:"group,omitzero"` // of DiscoverMulticast
-	Port  uint16       `json:"port,omitempty"` // UDP; 0: the cluster network's
+	Port  uint16       `json:"port,omitempty"` // UDP; 0: the cluster network's, or GenevePort
+	// Encapsulation is what frames are put into; empty: EncapVXLAN.
+	Encapsulation Encapsulation `json:"encapsulation,omitempty"`
 	// Encrypt has the tunnels inside WireGuard, between nodes only.
 	Encrypt bool `json:"encrypt,omitempty"`
 }
@@ -48,18 +50,16 @@ func (t Tunnels) values() [][2]string {
 	for _, a := range t.VTEPs {
 		vteps = append(vteps, a.String())
 	}
-	group, port := "none", "that of the cluster network"
+	group := "none"
 	if t.Group.IsValid() {
 		group = t.Group.String()
 	}
-	if t.Port != 0 {
-		port = strconv.Itoa(int(t.Port))
-	}
 	return [][2]string{
+		{"encapsulation", string(t.Encap())},
 		{"discovery", string(cmp.Or(t.Discovery, DiscoverKubernetes))},
 		{"vteps", "[" + strings.Join(vteps, " ") + "]"},
 		{"group", group},
-		{"port", port},
+		{"port", t.portText()},
 		{"encrypt", strconv.FormatBool(t.Encrypt)},
 	}
 }
@@ -108,7 +108,10 @@ func readTunnels(f fields) (t Tunnels, err error) {
 	if f.has("port") && t.Port == 0 {
 		return t, f.bad("port", want)
 	}
-	return t, t.readEncrypt(f)
+	if err = t.readEncrypt(f); err != nil {
+		return t, err
+	}
+	return t, t.readEncapsulation(f)
 }
 
 // readEncrypt reads whether the tunnels are inside WireGuard. Who isn't a node has

@@ -14,6 +14,10 @@
 // discovery. Broadcast, multicast and unknown stations go to every other member
 // and to nobody else (head-end replication).
 //
+// Encapsulations but VXLAN have tunnels to one VTEP each: these are ports of the
+// bridge like the VXLAN device, stations are behind the one to their VTEP, and
+// the bridge floods to all.
+//
 // Where VTEPs outside the cluster take part, or all are found in another way,
 // the VXLAN device learns which stations are behind those that no object tells
 // of, and ARP crosses: what objects tell of stays as they tell it.
@@ -42,8 +46,8 @@ import (
 // MaxVNI is the largest VXLAN network identifier (RFC 7348 section 5).
 const MaxVNI = netconf.MaxVNI
 
-// TunnelStart begins the names of segments' VXLAN devices. Their bridges'
-// begin with netconf.BridgeStart.
+// TunnelStart begins the names of segments' VXLAN devices, PeerTunnelStart those
+// of other encapsulations. Their bridges' begin with netconf.BridgeStart.
 const TunnelStart = "vx-weft"
 
 // Table is the nftables table that keeps pods to their addresses.
@@ -51,7 +55,7 @@ const Table = netconf.SegmentTable
 
 // Names are all that plans' objects go by, but for pods' links.
 var Names = struct{ Links, Tables, Sysctls []string }{
-	Links: []string{netconf.BridgeStart + "*", TunnelStart + "*"}, Tables: []string{Table, GatewayTable},
+	Links: []string{netconf.BridgeStart + "*", TunnelStart + "*", PeerTunnelStart + "*"}, Tables: []string{Table, GatewayTable},
 }
 
 // Bridge is the name of a segment's bridge.

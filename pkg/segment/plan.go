@@ -16,20 +16,20 @@ import (
 // reached, or has other tunnels. The others don't depend on it. There is no plan
 // for a node that can't have such tunnels.
 func Plan(c overlay.Config, self overlay.Self, in Segment) (kernel.State, error) {
-	vni := in.VNI
-	s, tunnel, err := planTunnel(c, self, in)
+	s, to, err := planBridge(c, self, in)
 	if err != nil {
 		return nil, err
 	}
+	learning, moving := in.Tunnels.Open(), in.Tunnels.Open()
 	owner := map[kernel.MAC]string{}
 	for _, p := range in.Ports {
 		owner[p.MAC] = self.Name
-		s.Merge(PlanPort(vni, p))
-		tunnel.Learning = tunnel.Learning || p.Options.Learns()
-		tunnel.Moving = tunnel.Moving || p.Options.Moves()
+		s.Merge(PlanPort(in.VNI, p))
+		learning = learning || p.Options.Learns()
+		moving = moving || p.Options.Moves()
 	}
 	if !in.Tunnels.ByObjects() {
-		s.Put(tunnel)
+		to.put(s, learning, moving)
 		return s, nil
 	}
 	var errs []error
@@ -42,26 +42,26 @@ func Plan(c overlay.Config, self overlay.Self, in Segment) (kernel.State, error)
 			errs = append(errs, err)
 			continue
 		}
-		s.Put(kernel.Flood{Link: Tunnel(vni), VTEP: vtep, Port: port})
-		tunnel.Learning = tunnel.Learning || m.Learn
+		to.reach(s, vtep, port)
+		learning = learning || m.Learn
 		for _, e := range m.Endpoints {
 			if other, taken := owner[e.MAC]; taken {
 				errs = append(errs, fmt.Errorf("peer %s claims station %s, which is behind %s", m.Peer.Name, e.MAC, other))
 				continue
 			}
 			owner[e.MAC] = m.Peer.Name
-			planStation(s, vni, e, kernel.FDB{Link: Tunnel(vni), MAC: e.MAC, VTEP: vtep, Port: port})
+			planStation(s, in.VNI, e, to.station(s, e.MAC, vtep, port))
 		}
 	}
-	s.Put(tunnel)
+	to.put(s, learning, moving)
 	return s, errors.Join(errs...)
 }
 
-// planStation adds a station behind a peer, by the tunnel that at says.
-func planStation(s kernel.State, vni uint32, e Endpoint, at kernel.FDB) {
-	s.Put(at, kernel.Station{Link: Tunnel(vni), MAC: e.MAC})
+// planStation adds what a station behind a peer has beside its place, which is
+// the bridge's port link.
+func planStation(s kernel.State, vni uint32, e Endpoint, link string) {
 	if e.Isolated {
-		s.Put(kernel.Source{Table: Table, Set: netconf.SetApart, Link: Tunnel(vni), MAC: e.MAC})
+		s.Put(kernel.Source{Table: Table, Set: netconf.SetApart, Link: link, MAC: e.MAC})
 	}
 	for _, ip := range e.IPs {
 		n := kernel.Neigh{Link: Bridge(vni), IP: ip, MAC: e.MAC}
@@ -89,12 +89,14 @@ func PlanPort(vni uint32, p Port) kernel.State {
 // from an address that isn't its own is dropped, and what only routers and DHCP
 // servers send; nothing goes from a segment to the node, or back, but between
 // pods and the node that is their gateway. That has one address on all nodes, and
-// none hears of another's.
+// none hears of another's. Nothing goes from one tunnel of a segment to another:
+// each VTEP sends to all itself.
 func PlanTable() kernel.State { return kernel.NewState(kernel.Rules{Table: Table, Text: rules}) }
 
 const (
-	pods    = `iifname "` + netconf.LinkStart + `*"`
-	tunnels = `"` + TunnelStart + `*"`
+	pods      = `iifname "` + netconf.LinkStart + `*"`
+	vxlans    = `"` + TunnelStart + `*"`
+	peerLinks = `"` + PeerTunnelStart + `*"`
 )
 
 const rules = `set senders4 { type ifname . ipv4_addr; }
@@ -111,14 +113,19 @@ set routed { type ifname; }
 chain node { type filter hook input priority 0; policy accept;
 	` + pods + ` iifname != @routed counter drop
 	` + pods + ` meta protocol arp counter drop
-	iifname ` + tunnels + ` counter drop
+	iifname ` + vxlans + ` counter drop
+	iifname ` + peerLinks + ` counter drop
 }
 chain gateway { type filter hook output priority 0; policy accept;
-	oifname ` + tunnels + ` ether saddr 02:77:65:66:74:01 counter drop
+	oifname ` + vxlans + ` ether saddr 02:77:65:66:74:01 counter drop
+	oifname ` + peerLinks + ` ether saddr 02:77:65:66:74:01 counter drop
 }
 chain apart { type filter hook forward priority 0; policy accept;
-	iifname ` + tunnels + ` oifname @isolated iifname . ether saddr @apart counter drop
-	oifname ` + tunnels + ` iifname @isolated oifname . ether daddr @apart counter drop
+	iifname ` + vxlans + ` oifname @isolated iifname . ether saddr @apart counter drop
+	oifname ` + vxlans + ` iifname @isolated oifname . ether daddr @apart counter drop
+	iifname ` + peerLinks + ` oifname ` + peerLinks + ` counter drop
+	iifname ` + peerLinks + ` oifname @isolated iifname . ether saddr @apart counter drop
+	oifname ` + peerLinks + ` iifname @isolated oifname . ether daddr @apart counter drop
 }
 chain senders { type filter hook prerouting priority -300; policy accept;
 	` + pods + ` iifname @learning iifname . ether saddr != @stations counter drop

@@ -1,9 +1,7 @@
 package segment_test
 
 import (
-	"flag"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -12,9 +10,8 @@ import (
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/overlay"
 	"github.com/weft-cni/weft/pkg/segment"
+	"github.com/weft-cni/weft/test/testns"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -68,17 +65,5 @@ func TestPlan(t *testing.T) {
 		}
 		text.WriteString("# " + c.name + "\n" + s.String() + "\n")
 	}
-	const golden = "testdata/plan.golden"
-	if *update {
-		if err := os.WriteFile(golden, []byte(text.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text.String() != string(want) {
-		t.Errorf("it is\n%s\nand was to be\n%s", text.String(), want)
-	}
+	testns.Golden(t, "plan.golden", text.String())
 }

@@ -23,7 +23,20 @@ func MTU(self overlay.Self, t netconf.Tunnels) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return overlay.MTU(u), nil
+	return mtuOver(u, t.Encap()), nil
+}
+
+// mtuOver is overlay.MTU for any encapsulation: NVGRE takes 42 bytes over IPv4
+// (inner Ethernet 14, GRE with a key 8, IP 20) and 62 over IPv6 (IP 40), Geneve
+// as many as VXLAN.
+func mtuOver(u overlay.Underlay, e netconf.Encapsulation) int {
+	switch {
+	case e != netconf.EncapNVGRE:
+		return overlay.MTU(u)
+	case u.Addr.Is4():
+		return u.MTU - 42
+	}
+	return u.MTU - 62
 }
 
 // underlay is the node's end of a segment's tunnels. Peers that are found by
@@ -58,43 +71,94 @@ func addrsOf(all []overlay.Underlay) (addrs []netip.Addr) {
 	return addrs
 }
 
-// planTunnel gives a segment's bridge and VXLAN device, and where frames to many
+// tunnels are how a segment's frames leave a node.
+type tunnels interface {
+	// reach has frames to many go to a VTEP. port is its UDP port, 0 for the
+	// devices' own.
+	reach(s kernel.State, vtep netip.Addr, port uint16)
+	// station adds that a MAC is behind a VTEP, and gives the bridge's port for
+	// it.
+	station(s kernel.State, mac kernel.MAC, vtep netip.Addr, port uint16) (link string)
+	// put adds the devices, with the bridge's ports that they are.
+	put(s kernel.State, learning, moving bool)
+}
+
+// planBridge gives a segment's bridge, and its tunnels with where frames to many
 // go beside the members that objects tell of.
-func planTunnel(c overlay.Config, self overlay.Self, in Segment) (kernel.State, kernel.VXLAN, error) {
-	vni, t := in.VNI, in.Tunnels
+func planBridge(c overlay.Config, self overlay.Self, in Segment) (kernel.State, tunnels, error) {
+	t := in.Tunnels
 	u, err := underlay(self, t)
 	if err != nil {
-		return nil, kernel.VXLAN{}, err
+		return nil, nil, err
 	}
-	tunnel := kernel.VXLAN{
-		Name: Tunnel(vni), VNI: vni, Port: portOf(c, self, t), Local: u.Addr,
-		MAC: MAC(self.Name, vni), MTU: overlay.MTU(u), Bridge: Bridge(vni), Learning: t.Open(), Moving: t.Open(),
+	bridge := kernel.Bridge{
+		Name: Bridge(in.VNI), MAC: MAC(self.Name, in.VNI), MTU: mtuOver(u, t.Encap()), Snooping: in.Snooping, Routed: in.Gateway,
 	}
-	bridge := kernel.Bridge{Name: tunnel.Bridge, MAC: tunnel.MAC, MTU: tunnel.MTU, Snooping: in.Snooping, Routed: in.Gateway}
+	tunnel := kernel.Tunnel{
+		Kind: kindOver(u, t.Encap()), VNI: in.VNI, Local: u.Addr, Port: UDPPort(c, self, t), MAC: bridge.MAC, MTU: bridge.MTU, Bridge: bridge.Name,
+	}
 	if in.Gateway {
 		bridge.MAC = netconf.GatewayMAC
 	}
 	s := kernel.NewState(bridge)
+	to := tunnelsLike(tunnel, t.Group, u.Link)
 	if t.Group.IsValid() {
-		tunnel.Group, tunnel.Via = t.Group, u.Link
-		s.Put(kernel.Flood{Link: tunnel.Name, VTEP: t.Group})
+		to.reach(s, t.Group, 0)
 	}
 	for _, vtep := range t.VTEPs {
 		if vtep != u.Addr {
-			s.Put(kernel.Flood{Link: tunnel.Name, VTEP: vtep})
+			to.reach(s, vtep, 0)
 		}
 	}
-	return s, tunnel, nil
+	return s, to, nil
 }
 
-// portOf is the UDP port of a segment's VXLAN device. Encrypted ones share theirs
-// with no others: what comes to it from outside of WireGuard is dropped.
-func portOf(c overlay.Config, self overlay.Self, t netconf.Tunnels) uint16 {
+// tunnelsLike gives tunnels of which one would be t; those without a kind are
+// VXLAN. via is the link to a multicast group.
+func tunnelsLike(t kernel.Tunnel, group netip.Addr, via string) tunnels {
+	switch t.Kind {
+	case kernel.GRETAP, kernel.IP6GRETAP:
+	case kernel.Geneve:
+		t.Local = netip.Addr{}
+	default:
+		v := kernel.VXLAN{Name: Tunnel(t.VNI), VNI: t.VNI, Port: t.Port, Local: t.Local, MAC: t.MAC, MTU: t.MTU, Bridge: t.Bridge}
+		if group.IsValid() {
+			v.Group, v.Via = group, via
+		}
+		return vxlan{v}
+	}
+	return &peerTunnels{common: t, to: map[netip.Addr]string{}, taken: map[uint32]bool{}}
+}
+
+// vxlan is one device for all VTEPs.
+type vxlan struct{ kernel.VXLAN }
+
+func (v vxlan) reach(s kernel.State, vtep netip.Addr, port uint16) {
+	s.Put(kernel.Flood{Link: v.Name, VTEP: vtep, Port: port})
+}
+
+func (v vxlan) station(s kernel.State, mac kernel.MAC, vtep netip.Addr, port uint16) string {
+	s.Put(kernel.FDB{Link: v.Name, MAC: mac, VTEP: vtep, Port: port}, kernel.Station{Link: v.Name, MAC: mac})
+	return v.Name
+}
+
+func (v vxlan) put(s kernel.State, learning, moving bool) {
+	v.Learning, v.Moving = learning, moving
+	s.Put(v.VXLAN)
+}
+
+// UDPPort is that of a segment's tunnels, 0 for GRE. Encrypted ones share
+// theirs with no others: what comes to it from outside of WireGuard is dropped.
+func UDPPort(c overlay.Config, self overlay.Self, t netconf.Tunnels) uint16 {
 	switch {
 	case t.Encrypt:
 		return self.InnerPort
 	case t.Port != 0:
 		return t.Port
+	case t.Encap() == netconf.EncapGeneve:
+		return netconf.GenevePort
+	case t.Encap() == netconf.EncapNVGRE:
+		return 0
 	}
 	return c.Port
 }

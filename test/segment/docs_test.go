@@ -11,7 +11,8 @@ import (
 )
 
 // TestDocumentedNetworks attaches pods on two nodes with each configuration of
-// docs/networks.md: they reach each other.
+// docs/networks.md: they reach each other, or are told that the kernel lacks what
+// it takes.
 func TestDocumentedNetworks(t *testing.T) {
 	text, err := os.ReadFile("../../docs/networks.md")
 	if err != nil {
@@ -23,6 +24,10 @@ func TestDocumentedNetworks(t *testing.T) {
 	}
 	l := newSealedLab(t, 2)
 	for i, conf := range confs {
+		if e := encapsulationOf(conf[1]); devices[e] != "" && lacks(t, e) {
+			l.lacking(l.Node(1), conf[1])
+			continue
+		}
 		var pods []*cluster.Pod
 		for _, n := range l.Nodes() {
 			pods = append(pods, l.attach(n, fmt.Sprintf("doc%d-%s", i, n.Name), conf[1]))

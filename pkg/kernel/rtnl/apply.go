@@ -174,22 +174,37 @@ func (h *Handle) applyLink(op kernel.Op) error {
 	if want, ok := op.Want.(kernel.Bridge); ok {
 		return h.applyBridge(op, want)
 	}
-	want, ok := op.Want.(kernel.VXLAN)
-	if !ok {
-		return fmt.Errorf("%T is not a link that can be made", op.Want)
-	}
+	return h.applyTunnel(op)
+}
+
+// applyTunnel makes a tunnel's device or changes it in place.
+func (h *Handle) applyTunnel(op kernel.Op) error {
 	if op.Verb != kernel.Replace {
-		if err := h.createVXLAN(want); err != nil {
+		var err error
+		switch want := op.Want.(type) {
+		case kernel.VXLAN:
+			err = h.createVXLAN(want)
+		case kernel.Tunnel:
+			err = h.createTunnel(want)
+		default:
+			return fmt.Errorf("%T is not a link that can be made", op.Want)
+		}
+		if err != nil {
 			return fmt.Errorf("create: %w", err)
 		}
 	}
+	name, want := op.Key().Name, tunnelDeviceOf(op.Want)
 	l, err := h.link(name)
 	if err != nil {
 		return err
 	}
 	if op.Verb == kernel.Replace {
-		have, _ := op.Have.(kernel.VXLAN) // Incompatible saw to it
-		if err := h.all(vxlanChange(have, want, l.index)...); err != nil {
+		changes := []rtmsg.Request{tunnelDeviceChange(tunnelDeviceOf(op.Have), want, l.index)}
+		if v, is := op.Want.(kernel.VXLAN); is {
+			have, _ := op.Have.(kernel.VXLAN) // Incompatible saw to it
+			changes = vxlanChange(have, v, l.index)
+		}
+		if err := h.all(changes...); err != nil {
 			return fmt.Errorf("change: %w", err)
 		}
 	}
@@ -202,8 +217,7 @@ func (h *Handle) applyLink(op kernel.Op) error {
 	return h.up(l.index)
 }
 
-// createVXLAN makes a device. The kernel takes one for each VNI and port: where
-// ours is there under a name that somebody else gave it, it goes first.
+// createVXLAN makes a device.
 func (h *Handle) createVXLAN(want kernel.VXLAN) error {
 	via := 0
 	if want.Via != "" {
@@ -213,8 +227,16 @@ func (h *Handle) createVXLAN(want kernel.VXLAN) error {
 		}
 		via = l.index
 	}
-	exists := h.all(vxlanCreate(want, via))
-	if !errors.Is(exists, unix.EEXIST) {
+	return h.create(vxlanCreate(want, via), want.MAC, func(l link) bool {
+		return l.kind == "vxlan" && l.vxlan.vni == want.VNI && l.vxlan.port == want.Port
+	})
+}
+
+// create makes a device. The kernel takes one of each: where ours is there under
+// another name, by somebody else or until we delete it, it goes first.
+func (h *Handle) create(r rtmsg.Request, mac kernel.MAC, same func(link) bool) error {
+	exists := h.all(r)
+	if !errors.Is(exists, unix.EEXIST) && !errors.Is(exists, unix.EBUSY) { // EBUSY: Geneve's word for it
 		return exists
 	}
 	all, err := h.links()
@@ -223,11 +245,11 @@ func (h *Handle) createVXLAN(want kernel.VXLAN) error {
 	}
 	for _, l := range all {
 		switch {
-		case l.kind != "vxlan" || l.vxlan.vni != want.VNI || l.vxlan.port != want.Port:
-		case l.mac != want.MAC:
-			return fmt.Errorf("VNI %d on port %d is taken by link %s: %w", want.VNI, want.Port, l.name, exists)
+		case !same(l):
+		case l.mac != mac:
+			return fmt.Errorf("link %s is the same: %w", l.name, exists)
 		default:
-			return h.all(linkDelete(l.index), vxlanCreate(want, via))
+			return h.all(linkDelete(l.index), r)
 		}
 	}
 	return exists

@@ -100,7 +100,9 @@ func (h *Handle) applyBridge(op kernel.Op, want kernel.Bridge) error {
 	} else {
 		body = rtmsg.AttrString(body, unix.IFLA_IFNAME, want.Name)
 	}
-	body = rtmsg.Attr(body, unix.IFLA_ADDRESS, want.MAC[:])
+	if have, _ := op.Have.(kernel.Bridge); op.Verb != kernel.Replace || have.MAC != want.MAC {
+		body = rtmsg.Attr(body, unix.IFLA_ADDRESS, want.MAC[:]) // flushes the neighbours even if it is the same
+	}
 	body = rtmsg.AttrUint32(body, unix.IFLA_MTU, uint32(want.MTU))
 	data := rtmsg.AttrUint32(nil, unix.IFLA_BR_STP_STATE, 0)
 	snooping := rtmsg.Flag(0, want.Snooping).Value
@@ -159,12 +161,12 @@ func markedSources(index int, on bool) rtmsg.Request {
 	return rtmsg.Request{Type: unix.RTM_SETLINK, Body: rtmsg.Attr(rtmsg.Link(index, 0, 0), unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, spec)}
 }
 
-// intoBridge makes a VXLAN device a port of its bridge.
-func (h *Handle) intoBridge(want kernel.VXLAN, index int) error {
-	if want.Bridge == "" {
+// intoBridge makes a tunnel's device a port of its bridge.
+func (h *Handle) intoBridge(want tunnelDevice, index int) error {
+	if want.bridge == "" {
 		return nil
 	}
-	b, err := h.link(want.Bridge)
+	b, err := h.link(want.bridge)
 	if err != nil {
 		return err
 	}
@@ -172,8 +174,8 @@ func (h *Handle) intoBridge(want kernel.VXLAN, index int) error {
 	// that is still down forwards none.
 	return h.all(
 		rtmsg.Request{Type: unix.RTM_SETLINK, Body: rtmsg.AttrUint32(rtmsg.Link(index, 0, 0), unix.IFLA_MASTER, uint32(b.index))},
-		rtmsg.BridgePort(index, rtmsg.Flag(unix.IFLA_BRPORT_LEARNING, want.Learning),
-			rtmsg.Flag(unix.IFLA_BRPORT_NEIGH_SUPPRESS, !want.Moving),
+		rtmsg.BridgePort(index, rtmsg.Flag(unix.IFLA_BRPORT_LEARNING, want.learning),
+			rtmsg.Flag(unix.IFLA_BRPORT_NEIGH_SUPPRESS, !want.moving),
 			rtmsg.PortFlag{Type: unix.IFLA_BRPORT_MULTICAST_ROUTER, Value: multicastRouter}),
 	)
 }

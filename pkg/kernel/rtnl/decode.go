@@ -18,6 +18,7 @@ type link struct {
 	up                 bool
 	mac                kernel.MAC
 	vxlan              vxlanData
+	tunnel             tunnelData
 	bridge             bridgeData
 	markedSources      bool // whether a source is valid is looked up with the packet's mark
 	isPort             bool // of a bridge
@@ -66,6 +67,9 @@ func decodeLink(b []byte) (link, bool) {
 						l.vxlan = decodeVXLAN(v)
 					case "bridge":
 						l.bridge = decodeBridge(v)
+					}
+					if l.isTunnel() {
+						l.tunnel = decodeTunnel(l.kind, v)
 					}
 				case unix.IFLA_INFO_SLAVE_KIND:
 					l.isPort = rtmsg.String(v) == "bridge"
@@ -141,6 +145,8 @@ func (l link) object(nameOf func(index int) string) kernel.Object {
 	switch {
 	case l.kind == "bridge":
 		return l.bridgeObject()
+	case l.isTunnel():
+		return l.tunnelObject(nameOf)
 	case l.kind != "vxlan":
 		return kernel.ForeignLink{Name: l.name, Detail: fmt.Sprintf("type %q", l.kind)}
 	case l.vxlan.foreign != "":
@@ -160,16 +166,8 @@ func (l link) object(nameOf func(index int) string) kernel.Object {
 	switch {
 	case !l.up:
 		v.Detail = "down"
-	case l.master != 0 && !l.isPort:
-		v.Detail = "not of a bridge"
-	case l.isPort && l.port.learning != v.Learning:
-		v.Detail = "the port's learning"
-	case l.isPort && l.port.noRouter:
-		v.Detail = "mcast_router"
 	default:
-		if on, err := gro(l.name); err == nil && on {
-			v.Detail = "gro"
-		}
+		v.Detail = l.unlike(v.Learning)
 	}
 	return v
 }

@@ -136,7 +136,7 @@ func vxlanCreate(v kernel.VXLAN, via int) rtmsg.Request {
 		data = rtmsg.AttrUint32(data, unix.IFLA_VXLAN_LINK, uint32(via))
 	}
 	data = rtmsg.Attr(data, unix.IFLA_VXLAN_UDP_CSUM, []byte{1}) // see disableGRO
-	return rtmsg.Request{Type: unix.RTM_NEWLINK, Flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, Body: linkInfo(body, data)}
+	return rtmsg.Request{Type: unix.RTM_NEWLINK, Flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, Body: linkInfo(body, "vxlan", data)}
 }
 
 // vxlanChange leads from have to want on the device with this index. Only
@@ -145,22 +145,44 @@ func vxlanCreate(v kernel.VXLAN, via int) rtmsg.Request {
 func vxlanChange(have, want kernel.VXLAN, index int) []rtmsg.Request {
 	var requests []rtmsg.Request
 	if have.Local != want.Local {
-		requests = append(requests, rtmsg.Request{Type: unix.RTM_NEWLINK, Body: linkInfo(rtmsg.Link(index, 0, 0), vxlanLocal(nil, want))})
+		requests = append(requests, rtmsg.Request{Type: unix.RTM_NEWLINK, Body: linkInfo(rtmsg.Link(index, 0, 0), "vxlan", vxlanLocal(nil, want))})
 	}
 	if have.Learning != want.Learning {
-		requests = append(requests, rtmsg.Request{Type: unix.RTM_NEWLINK, Body: linkInfo(rtmsg.Link(index, 0, 0), vxlanLearning(nil, want))})
+		requests = append(requests, rtmsg.Request{Type: unix.RTM_NEWLINK, Body: linkInfo(rtmsg.Link(index, 0, 0), "vxlan", vxlanLearning(nil, want))})
 	}
+	return append(requests, tunnelDeviceChange(tunnelDeviceOf(have), tunnelDeviceOf(want), index))
+}
+
+// tunnelDevice is what tunnels of all kinds have, and can change.
+type tunnelDevice struct {
+	bridge           string
+	mac              kernel.MAC
+	mtu              int
+	learning, moving bool
+}
+
+func tunnelDeviceOf(o kernel.Object) tunnelDevice {
+	switch o := o.(type) {
+	case kernel.VXLAN:
+		return tunnelDevice{bridge: o.Bridge, mac: o.MAC, mtu: o.MTU, learning: o.Learning, moving: o.Moving}
+	case kernel.Tunnel:
+		return tunnelDevice{bridge: o.Bridge, mac: o.MAC, mtu: o.MTU, learning: o.Learning, moving: o.Moving}
+	}
+	return tunnelDevice{}
+}
+
+func tunnelDeviceChange(have, want tunnelDevice, index int) rtmsg.Request {
 	body := rtmsg.Link(index, 0, 0)
-	if have.Bridge != want.Bridge {
+	if have.bridge != want.bridge {
 		body = rtmsg.AttrUint32(body, unix.IFLA_MASTER, 0) // out of any bridge
 	}
-	if have.MAC != want.MAC {
-		body = rtmsg.Attr(body, unix.IFLA_ADDRESS, want.MAC[:])
+	if have.mac != want.mac {
+		body = rtmsg.Attr(body, unix.IFLA_ADDRESS, want.mac[:])
 	}
-	if have.MTU != want.MTU {
-		body = rtmsg.AttrUint32(body, unix.IFLA_MTU, uint32(want.MTU))
+	if have.mtu != want.mtu {
+		body = rtmsg.AttrUint32(body, unix.IFLA_MTU, uint32(want.mtu))
 	}
-	return append(requests, rtmsg.Request{Type: unix.RTM_SETLINK, Body: body})
+	return rtmsg.Request{Type: unix.RTM_SETLINK, Body: body}
 }
 
 func vxlanLocal(data []byte, v kernel.VXLAN) []byte {
@@ -174,9 +196,12 @@ func vxlanLearning(data []byte, v kernel.VXLAN) []byte {
 	return rtmsg.Attr(data, unix.IFLA_VXLAN_LEARNING, []byte{rtmsg.Flag(0, v.Learning).Value})
 }
 
-func linkInfo(body, data []byte) []byte {
-	info := rtmsg.AttrString(nil, unix.IFLA_INFO_KIND, "vxlan")
-	info = rtmsg.Attr(info, unix.IFLA_INFO_DATA|unix.NLA_F_NESTED, data)
+// linkInfo adds a link's kind and, unless it is nil, what only that kind has.
+func linkInfo(body []byte, kind string, data []byte) []byte {
+	info := rtmsg.AttrString(nil, unix.IFLA_INFO_KIND, kind)
+	if data != nil {
+		info = rtmsg.Attr(info, unix.IFLA_INFO_DATA|unix.NLA_F_NESTED, data)
+	}
 	return rtmsg.Attr(body, unix.IFLA_LINKINFO|unix.NLA_F_NESTED, info)
 }
 

@@ -90,10 +90,10 @@ func (h *Handle) readOn(s kernel.State, l link) error {
 	})
 }
 
-// readFDB reads a VXLAN device's FDB and, where it is a bridge's port, what
-// that bridge has behind it.
+// readFDB reads a VXLAN device's FDB and, where it or another tunnel's device is
+// a bridge's port, what that bridge has behind it.
 func (h *Handle) readFDB(s kernel.State, l link) error {
-	if l.kind != "vxlan" {
+	if l.kind != "vxlan" && !l.isTunnel() {
 		return nil
 	}
 	fdb := rtmsg.Neigh(unix.AF_BRIDGE, l.index, 0, 0)
