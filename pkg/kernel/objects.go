@@ -40,7 +40,9 @@ func (m *MAC) UnmarshalText(b []byte) (err error) {
 
 // VXLAN is a VXLAN device (RFC 7348), up. But for one with a Group it has no
 // lower device: the routing table picks the way out, so the device survives
-// the removal of a NIC.
+// the removal of a NIC. One that is no port of a bridge filters reverse paths
+// loosely (rp_filter 2), so that a peer may be reached by another way than its
+// packets come by, while encryption is turned on or off.
 type VXLAN struct {
 	Name  string
 	VNI   uint32

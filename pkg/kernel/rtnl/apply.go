@@ -208,6 +208,11 @@ func (h *Handle) applyTunnel(op kernel.Op) error {
 			return fmt.Errorf("change: %w", err)
 		}
 	}
+	if want.bridge == "" { // else the node takes nothing from it
+		if err := h.loosen(name); err != nil {
+			return err
+		}
+	}
 	if err := disableGRO(name); err != nil {
 		return err
 	}

@@ -59,7 +59,12 @@ func (h *Handle) readLink(s kernel.State, l link) error {
 			return err
 		}
 	} else {
-		s.Put(l.object(h.nameOf))
+		o := l.object(h.nameOf)
+		if v, ok := o.(kernel.VXLAN); ok && v.Bridge == "" && v.Detail == "" {
+			v.Detail = h.strict(l.name)
+			o = v
+		}
+		s.Put(o)
 	}
 	return h.readOn(s, l)
 }

@@ -80,17 +80,27 @@ func (h *Handle) readWireGuard(s kernel.State, l link) error {
 	if o.Userspace && !l.up && o.Private.IsZero() && len(d.Peers) == 0 {
 		return nil
 	}
-	switch rp, err := os.ReadFile(h.reversePath(l.name)); {
-	case !l.up:
+	if o.Detail = h.strict(l.name); !l.up {
 		o.Detail = "down"
-	case err == nil && strings.TrimSpace(string(rp)) != looseReversePath:
-		o.Detail = "rp_filter " + strings.TrimSpace(string(rp))
 	}
 	s.Put(o)
 	for _, p := range d.Peers {
 		s.Put(peerObject(l.name, p))
 	}
 	return nil
+}
+
+// strict says how a link filters reverse paths where that isn't loosely.
+func (h *Handle) strict(link string) string {
+	rp, err := os.ReadFile(h.reversePath(link))
+	if value := strings.TrimSpace(string(rp)); err == nil && value != looseReversePath {
+		return "rp_filter " + value
+	}
+	return ""
+}
+
+func (h *Handle) loosen(link string) error {
+	return os.WriteFile(h.reversePath(link), []byte(looseReversePath), 0o644)
 }
 
 func (h *Handle) reversePath(link string) string {
@@ -182,7 +192,7 @@ func (h *Handle) applyWireGuard(op kernel.Op, want kernel.WireGuard) error {
 	if err := configure(l, want); err != nil {
 		return err
 	}
-	if err := os.WriteFile(h.reversePath(l.name), []byte(looseReversePath), 0o644); err != nil {
+	if err := h.loosen(l.name); err != nil {
 		return err
 	}
 	return h.up(l.index)
