@@ -60,11 +60,7 @@ func (t *Tunnel) Frames() (frames []Frame, err error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EAGAIN):
-			stats, err := unix.GetsockoptTpacketStats(t.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
-			if err == nil && stats.Drops > 0 {
-				err = fmt.Errorf("%d packets of the underlay were missed", stats.Drops)
-			}
-			return frames, err
+			return frames, t.missed()
 		case err != nil:
 			return nil, os.NewSyscallError("recvfrom", err)
 		}
@@ -72,6 +68,15 @@ func (t *Tunnel) Frames() (frames []Frame, err error) {
 			frames = append(frames, append(Frame(nil), f...))
 		}
 	}
+}
+
+// missed is an error where packets found the buffer full.
+func (t *Tunnel) missed() error {
+	stats, err := unix.GetsockoptTpacketStats(t.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err == nil && stats.Drops > 0 {
+		err = fmt.Errorf("%d packets of the underlay were missed", stats.Drops)
+	}
+	return err
 }
 
 // vxlanPort is the UDP port of VXLAN (RFC 7348).
