@@ -29,27 +29,8 @@ func (l *lab) held() string {
 	l.t.Helper()
 	var lines []string
 	for _, n := range l.Nodes() {
-		err := n.Do(func() error {
-			links, err := netlink.LinkList()
-			for _, link := range links {
-				if name := link.Attrs().Name; strings.HasPrefix(name, netconf.LinkStart) {
-					lines = append(lines, fmt.Sprintf("%s link %s", n.Name, name))
-				}
-			}
-			records, recordsErr := names(filepath.Join(netconf.DataDir, record.Dir))
-			for _, name := range records {
-				lines = append(lines, fmt.Sprintf("%s record %s", n.Name, name))
-			}
-			dir := ipam.SegmentClaims(netconf.RunDir).Dir
-			claims, claimsErr := names(dir)
-			for _, name := range claims {
-				owner, _ := os.Readlink(filepath.Join(dir, name)) // one that has gone meanwhile is missed the next time
-				lines = append(lines, fmt.Sprintf("%s claim %s of %s", n.Name, name, owner))
-			}
-			return errors.Join(err, recordsErr, claimsErr)
-		})
-		if err != nil {
-			l.t.Fatal(err)
+		for _, line := range l.read(n, pods, attachments) {
+			lines = append(lines, n.Name+" "+line)
 		}
 		for k := range l.state(n) {
 			if _, link, of := strings.Cut(k.Name, "@"); of && k.Kind == kernel.KindElement && strings.HasPrefix(link, netconf.LinkStart) {
@@ -69,6 +50,49 @@ func (l *lab) held() string {
 	}
 	slices.Sort(lines)
 	return strings.Join(slices.Compact(lines), "\n")
+}
+
+// read reads what a node has. A dump of the kernel that something interrupted is
+// no good.
+func (l *lab) read(n *cluster.Node, readers ...func() ([]string, error)) (lines []string) {
+	l.t.Helper()
+	eventually(l.t, 5*time.Second, func() error {
+		lines = nil
+		return n.Do(func() (err error) {
+			for _, read := range readers {
+				more, readErr := read()
+				lines, err = append(lines, more...), errors.Join(err, readErr)
+			}
+			return err
+		})
+	})
+	return lines
+}
+
+// pods are the host ends of pods' veths.
+func pods() (lines []string, err error) {
+	all, err := netlink.LinkList()
+	for _, link := range all {
+		if name := link.Attrs().Name; strings.HasPrefix(name, netconf.LinkStart) {
+			lines = append(lines, "link "+name)
+		}
+	}
+	return lines, err
+}
+
+// attachments are records and claims.
+func attachments() (lines []string, err error) {
+	records, err := names(filepath.Join(netconf.DataDir, record.Dir))
+	for _, name := range records {
+		lines = append(lines, "record "+name)
+	}
+	dir := ipam.SegmentClaims(netconf.RunDir).Dir
+	claims, claimsErr := names(dir)
+	for _, name := range claims {
+		owner, _ := os.Readlink(filepath.Join(dir, name)) // one that has gone meanwhile is missed the next time
+		lines = append(lines, fmt.Sprintf("claim %s of %s", name, owner))
+	}
+	return lines, errors.Join(err, claimsErr)
 }
 
 // names lists a directory; one that isn't there has nothing.
@@ -103,17 +127,7 @@ func (l *lab) traces() string {
 	l.t.Helper()
 	var all []string
 	for _, n := range l.Nodes() {
-		var lines []string
-		err := n.Do(func() (err error) {
-			for _, read := range []func() ([]string, error){links, entries, routes, rules, tables, files} {
-				more, readErr := read()
-				lines, err = append(lines, more...), errors.Join(err, readErr)
-			}
-			return err
-		})
-		if err != nil {
-			l.t.Fatalf("%s: %v", n.Name, err)
-		}
+		lines := l.read(n, links, entries, routes, rules, tables, files)
 		slices.Sort(lines)
 		all = append(all, n.Name+":\n"+strings.Join(lines, "\n"))
 	}
@@ -135,7 +149,7 @@ func entries() (lines []string, err error) {
 		err = errors.Join(err, listErr)
 		for _, e := range all {
 			link, linkErr := netlink.LinkByIndex(e.LinkIndex)
-			if linkErr != nil || link.Attrs().Name == cluster.NICName || e.State&(unix.NUD_PERMANENT|unix.NUD_NOARP) == 0 {
+			if linkErr != nil || link.Attrs().Name == cluster.NICName || e.State&unix.NUD_PERMANENT == 0 {
 				continue
 			}
 			lines = append(lines, fmt.Sprintf("neigh %d %s %s dev %s", family, e.IP, e.HardwareAddr, link.Attrs().Name))
