@@ -22,7 +22,7 @@ import (
 type victims struct {
 	*lab
 	neighbour *cluster.Pod
-	pristine  string // traces without the neighbour
+	untouched string // traces without the neighbour
 	before    string // what the node holds with it
 	number    uint32 // of pods
 	first     bool   // each is the first on its segment
@@ -34,7 +34,7 @@ const beside = 1001
 func newVictims(t *testing.T, first bool) *victims {
 	t.Helper()
 	v := &victims{lab: newLab(t, 1), first: first}
-	v.pristine = v.traces()
+	v.untouched = v.pristine()
 	v.neighbour = v.attach(v.Node(1), "neighbour", tenant(beside, ""))
 	eventually(t, reachTime, func() error { // its station is published
 		v.before = v.held()
@@ -51,7 +51,7 @@ func (v *victims) end() {
 	v.t.Helper()
 	v.must(v.neighbour.Check(within(v.t, 30*time.Second)))
 	v.must(v.neighbour.Detach(within(v.t, 30*time.Second)))
-	v.vanished(v.pristine)
+	v.vanished(v.untouched)
 }
 
 // next is a pod, and the network that it is to be on: another one each time if

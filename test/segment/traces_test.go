@@ -117,6 +117,23 @@ func (l *lab) vanished(before string) {
 	eventually(l.t, forgetTime+20*time.Second, func() error { return errors.Join(same(before, l.traces()), l.noObjects()) })
 }
 
+// pristine is traces before anything happens, once all nodes know one another.
+func (l *lab) pristine() (before string) {
+	l.t.Helper()
+	eventually(l.t, reachTime, func() error {
+		before = l.traces()
+		for _, n := range l.Nodes() {
+			for _, cidr := range n.PodCIDRs {
+				if ways := strings.Count(before, fmt.Sprintf("route %s via", cidr)); ways != len(l.Nodes())-1 {
+					return fmt.Errorf("%d nodes have a route to the pods of %s", ways, n.Name)
+				}
+			}
+		}
+		return nil
+	})
+	return before
+}
+
 // lasting are files that stay: others may wait for a lock, and a node's key
 // outlives what it was made for.
 var lasting = regexp.MustCompile(`/((attach|segments/\d+)\.lock|wireguard/key\d\.json)$`)

@@ -43,7 +43,7 @@ func TestRandomWalk(t *testing.T) {
 	w := &walk{lab: l, r: rand.New(rand.NewPCG(seed, 1)), on: map[*cluster.Pod]uint32{}, count: map[string]int{}, networks: map[uint32][]byte{
 		1001: tenant(1001, ""), 1002: tenant(1002, ""), 1003: tenant(1003, ""), 1004: tenant(1004, sealed),
 	}}
-	before := l.traces()
+	before := l.pristine()
 	for step := range *walkSteps {
 		w.step = step
 		w.move()
