@@ -60,6 +60,7 @@ func (s *segments) open(ctx context.Context, asked netconf.Segment) error {
 	}
 	s.state.opened[asked.VNI] = opened{segment: asked, until: time.Now().Add(openTime)}
 	s.state.touch(asked.VNI, true)
+	time.AfterFunc(openTime+firstRetry, func() { poke(s.wake) }) // nothing else may tell that its time is over
 	return nil
 }
 

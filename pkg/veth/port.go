@@ -166,8 +166,14 @@ func (n *Node) free(p Port, bridge int) error {
 	for _, ip := range p.ips() {
 		body := rtmsg.AttrAddr(rtmsg.Neigh(rtmsg.Family(ip), bridge, 0, 0), unix.NDA_DST, ip)
 		answer, err := n.conn.Get(rtmsg.Request{Type: unix.RTM_GETNEIGH, Body: body})
-		if err != nil || len(answer) < unix.SizeofNdMsg {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAFNOSUPPORT) {
 			continue // none, or no such family here
+		}
+		if err != nil {
+			return &KernelError{Object: fmt.Sprintf("neigh %s dev %s", ip, p.bridge()), Err: err}
+		}
+		if len(answer) < unix.SizeofNdMsg {
+			continue
 		}
 		for typ, v := range rtmsg.Attrs(answer[unix.SizeofNdMsg:]) {
 			if typ == unix.NDA_LLADDR {

@@ -64,9 +64,11 @@ func groups(o options) []group {
 	}
 	wgFull := wgSyncBench{peers: 1000, rounds: 11}
 	tenant := segmentBench{bin: o.bin, rounds: 41}
+	many := manyBench{manifests: o.manifests, segments: 1000, samples: 21, rest: 20 * time.Second}
 	members := membersBench{manifests: o.manifests, nodes: 100, endpoints: 100, poolNodes: 10, poolPods: 1000}
 	if o.quick {
 		tenant.rounds = 3
+		many.segments, many.samples, many.rest = 20, 3, time.Second
 		members.nodes, members.endpoints, members.poolNodes, members.poolPods = 3, 3, 3, 30
 		wgFull.peers, wgFull.rounds = 100, 1
 		path.rounds, path.stream, path.pings = 1, time.Second/4, 500
@@ -86,6 +88,7 @@ func groups(o options) []group {
 		{"wireguard", wireGuardBench{path: path}.run},
 		{"wg-sync", wgFull.run},
 		{"segment", tenant.run},
+		{"many", many.run},
 		{"endpoints", members.runEndpoints},
 		{"pool", members.runPool},
 	}

@@ -45,6 +45,8 @@ var marks = []mark{
 	{name: "segment-tcp/overlay-tcp", unit: "ratio", limit: 0.95, atLeast: true},
 	{name: "segment-rr/overlay-rr", unit: "ratio", limit: 0.9, atLeast: true},
 	{name: "segment-add/overlay-add", unit: "ratio", limit: 1.25},
+	{name: "segment-bum-nonmember", unit: "frames", limit: 0},
+	{name: "segment-arp-crossing", unit: "frames", limit: 0},
 	{name: "endpoint-p99-ms@100", unit: "ms", limit: 200},
 	{name: "ipam-1000-pods-s", unit: "s", limit: 182},
 }

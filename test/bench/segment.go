@@ -11,8 +11,9 @@ import (
 	"github.com/weft-cni/weft/test/cluster"
 )
 
-// segmentBench compares a tenant's network with the cluster network: ADD on one
-// node in turns, then the data path between two.
+// segmentBench counts what a tenant's network sends where it isn't wanted, and
+// compares it with the cluster network: ADD on one node in turns, then the data
+// path between two.
 type segmentBench struct {
 	path   pathBench
 	bin    string
@@ -31,8 +32,8 @@ var networks = [2]string{
 var onTenant = cluster.PodOptions{ConfList: []byte(`{"cniVersion": "1.1.0", "name": "tenant", "plugins": [` + networks[1] + `]}`)}
 
 func (b segmentBench) run(ctx context.Context, r *report) error {
-	r.progress("two nodes for a tenant's network")
-	c, err := cluster.Start(ctx, cluster.Options{Nodes: 2, Manifests: []string{b.path.manifests}, Families: cluster.IPv4Only, Log: r.log})
+	r.progress("three nodes, a tenant's network on two of them")
+	c, err := cluster.Start(ctx, cluster.Options{Nodes: 3, Manifests: []string{b.path.manifests}, Families: cluster.IPv4Only, Log: r.log})
 	if err != nil {
 		return err
 	}
@@ -46,6 +47,9 @@ func (b segmentBench) run(ctx context.Context, r *report) error {
 		if ways[i], err = pairOf(ctx, c, fmt.Sprintf("pod-%d", i), opts); err != nil {
 			return err
 		}
+	}
+	if err = b.countCrossing(ctx, r, c, ways[1]); err != nil {
+		return err
 	}
 	if err = b.compareAdds(ctx, r, c.Node(1)); err != nil {
 		return err
@@ -63,10 +67,10 @@ func (b segmentBench) run(ctx context.Context, r *report) error {
 	return nil
 }
 
-// pairOf attaches a pod on each of two nodes, and waits until they reach each
+// pairOf attaches a pod on each of the first two nodes, and waits until they reach each
 // other.
 func pairOf(ctx context.Context, c *cluster.Cluster, name string, opts cluster.PodOptions) (w way, err error) {
-	for end, n := range c.Nodes() {
+	for end, n := range c.Nodes()[:2] {
 		p, err := n.AttachPod(ctx, name, opts)
 		if err != nil {
 			return w, err

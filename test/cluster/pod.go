@@ -252,16 +252,20 @@ func (p *Pod) cni(f func(*libcni.CNIConfig, *libcni.NetworkConfigList, *libcni.R
 	return p.Node.cni(p.opts, func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error { return f(c, list, rt) })
 }
 
-// GC runs GC with the attachments that are to stay.
-func (n *Node) GC(ctx context.Context, valid ...*Pod) error {
+// GC runs GC of the cluster network with the attachments that are to stay.
+func (n *Node) GC(ctx context.Context, valid ...*Pod) error { return n.GCOf(ctx, nil, valid...) }
+
+// GCOf runs GC of the network of a configuration list with the attachments to it
+// that are to stay.
+func (n *Node) GCOf(ctx context.Context, confList []byte, valid ...*Pod) error {
 	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
 	for _, p := range valid {
 		args.ValidAttachments = append(args.ValidAttachments,
 			types.GCAttachment{ContainerID: p.ContainerID, IfName: p.opts.IfName})
 	}
-	return n.cni(PodOptions{}, func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
+	return n.cni(PodOptions{ConfList: confList}, func(c *libcni.CNIConfig, list *libcni.NetworkConfigList) error {
 		if err := c.GCNetworkList(ctx, list, args); err != nil {
-			return fmt.Errorf("GC on %s: %w", n.Name, err)
+			return fmt.Errorf("GC of %s on %s: %w", list.Name, n.Name, err)
 		}
 		return nil
 	})

@@ -79,6 +79,10 @@ func stepOf(id int, c callInfo) (s Step, ok bool) {
 		return Step{Call: "setns"}, true
 	case unix.SYS_SOCKET:
 		return Step{Call: "socket", Asks: true}, true
+	case unix.SYS_CONNECT:
+		return Step{Call: "connect", Asks: true}, true
+	case unix.SYS_READ:
+		return Step{Call: "receive", Asks: true}, strings.HasPrefix(file(), "socket:")
 	case unix.SYS_SENDTO:
 		return netlinkStep("send", read(id, c.args[1], 16)), true
 	case unix.SYS_SENDMSG:

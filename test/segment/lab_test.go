@@ -87,7 +87,7 @@ func (l *lab) reach(a, b *cluster.Pod) {
 // state is what a node's kernel holds of segments.
 func (l *lab) state(n *cluster.Node) (s kernel.State) {
 	l.t.Helper()
-	eventually(l.t, time.Second, func() error {
+	eventually(l.t, 5*time.Second, func() error { // devices that come and go meanwhile are an error
 		return n.Do(func() error {
 			h, err := rtnl.Open()
 			if err != nil {

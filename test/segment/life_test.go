@@ -3,7 +3,6 @@ package segment_test
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -140,60 +139,5 @@ func repaired(t *testing.T, l *lab, a, b *cluster.Pod) {
 				t.Error(err)
 			}
 		})
-	}
-}
-
-// TestRandomWalk attaches and detaches pods of several tenants in random order,
-// kills the daemon now and then, and leaves nothing.
-func TestRandomWalk(t *testing.T) {
-	const steps = 120
-	l := newLab(t, 2)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 1))
-	var pods []*cluster.Pod
-	on := map[*cluster.Pod]uint32{}
-	for step := range steps {
-		switch i := r.IntN(20); {
-		case i == 0:
-			n := r.IntN(2)
-			l.daemons[n].Kill()
-			l.daemons[n] = l.Node(n + 1).Weftd(t)
-		case i < 12 || len(pods) == 0:
-			vni := uint32(1001 + r.IntN(3))
-			p := l.attach(l.Node(1+r.IntN(2)), fmt.Sprint("p", step), tenant(vni, ""))
-			pods, on[p] = append(pods, p), vni
-		default:
-			at := r.IntN(len(pods))
-			if err := pods[at].Detach(within(t, 30*time.Second)); err != nil {
-				t.Fatal(err)
-			}
-			pods = append(pods[:at], pods[at+1:]...)
-		}
-	}
-	unique(t, pods, on)
-	for _, p := range pods {
-		if err := p.Check(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if err := p.Detach(within(t, 30*time.Second)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l.empty()
-}
-
-// unique: no address is given twice on a segment.
-func unique(t *testing.T, pods []*cluster.Pod, on map[*cluster.Pod]uint32) {
-	t.Helper()
-	seen := map[string]string{}
-	for _, p := range pods {
-		for _, c := range p.Result.IPs {
-			key := fmt.Sprint(on[p], c.Address.IP)
-			if other, twice := seen[key]; twice {
-				t.Errorf("%s and %s have %s", other, p.Name, c.Address.IP)
-			}
-			seen[key] = p.Name
-		}
 	}
 }
