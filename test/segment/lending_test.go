@@ -318,3 +318,18 @@ func TestLenderRemoved(t *testing.T) {
 	l.detach(d)
 	l.empty()
 }
+
+// unique: no address is given twice on a segment.
+func unique(t *testing.T, pods []*cluster.Pod, on map[*cluster.Pod]uint32) {
+	t.Helper()
+	seen := map[string]string{}
+	for _, p := range pods {
+		for _, c := range p.Result.IPs {
+			key := fmt.Sprint(on[p], c.Address.IP)
+			if other, twice := seen[key]; twice {
+				t.Errorf("%s and %s have %s", other, p.Name, c.Address.IP)
+			}
+			seen[key] = p.Name
+		}
+	}
+}

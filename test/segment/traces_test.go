@@ -118,10 +118,10 @@ func (l *lab) vanished(before string) {
 }
 
 // pristine is traces before anything happens, once all nodes know one another.
-func (l *lab) pristine() (before string) {
+func (l *lab) pristine() string {
 	l.t.Helper()
 	eventually(l.t, reachTime, func() error {
-		before = l.traces()
+		before := l.traces()
 		for _, n := range l.Nodes() {
 			for _, cidr := range n.PodCIDRs {
 				if ways := strings.Count(before, fmt.Sprintf("route %s via", cidr)); ways != len(l.Nodes())-1 {
@@ -131,7 +131,7 @@ func (l *lab) pristine() (before string) {
 		}
 		return nil
 	})
-	return before
+	return l.traces() // one after another was read, and routes are made last
 }
 
 // lasting are files that stay: others may wait for a lock, and a node's key
