@@ -194,7 +194,7 @@ func (p Port) configure(n *Node, inPod *rtmsg.Conn, pod *podns.NS, bridge int) e
 	set("alias", rtmsg.Attr(rtmsg.Link(host.index, 0, 0), unix.IFLA_IFALIAS, []byte(p.Alias)))
 	set("master", rtmsg.AttrUint32(rtmsg.Link(host.index, 0, 0), unix.IFLA_MASTER, uint32(bridge)))
 	host.add("port "+host.name, rtmsg.BridgePort(host.index, rtmsg.PodPort(p.Options.Isolated, p.Options.Learns())...))
-	host.add(kernel.Station{Link: host.name, MAC: p.MAC}.String(), rtmsg.Station(host.index, p.MAC, false))
+	host.add(kernel.Station{Link: host.name, MAC: p.MAC}.String(), rtmsg.Station(host.index, p.MAC, 0, false))
 	if err := host.put(kernel.State{}); err != nil {
 		return err
 	}

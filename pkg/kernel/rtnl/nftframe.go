@@ -23,6 +23,8 @@ var frameMatches = map[string][]expr.Any{
 	"meta protocol ip":               protocol(unix.ETH_P_IP),
 	"meta protocol arp":              protocol(unix.ETH_P_ARP),
 	"meta protocol ip6":              protocol(unix.ETH_P_IPV6),
+	"meta protocol 8021q":            protocol(unix.ETH_P_8021Q),
+	"meta protocol 8021ad":           protocol(unix.ETH_P_8021AD),
 	"meta l4proto udp":               l4proto(unix.IPPROTO_UDP),
 	"meta l4proto ipv6-icmp":         l4proto(unix.IPPROTO_ICMPV6),
 	"icmpv6 type nd-router-advert":   transport([]byte{134}),

@@ -58,9 +58,18 @@ func (h *Handle) readLink(s kernel.State, l link) error {
 		if err := h.readWireGuard(s, l); err != nil {
 			return err
 		}
-	} else {
-		s.Put(l.object(h.nameOf))
+		return h.readOn(s, l)
 	}
+	master := h.linkAt(l.master)
+	if err := h.readVLANs(&l, master); err != nil {
+		return err
+	}
+	s.Put(l.object(func(index int) string {
+		if index == l.master {
+			return master.name
+		}
+		return h.nameOf(index)
+	}))
 	return h.readOn(s, l)
 }
 
@@ -285,8 +294,7 @@ func (h *Handle) readKey(s kernel.State, l link, k kernel.Key) error {
 	case kernel.KindLink:
 		return h.readLink(s, l)
 	case kernel.KindPort:
-		h.readPort(s, l)
-		return nil
+		return h.readPort(s, l)
 	case kernel.KindStation:
 		return h.readStation(s, l, k)
 	case kernel.KindAddr:
