@@ -43,6 +43,9 @@ func (s *segments) open(ctx context.Context, asked netconf.Segment) error {
 	if err := s.makes(*self, asked.Tunnels); err != nil {
 		return err
 	}
+	if err := s.filters(asked.Tunnels); err != nil {
+		return err
+	}
 	if !isActive { // members that are there hear of another that joins, and it of them
 		if err := s.agree(ctx, asked); err != nil {
 			return err
@@ -76,6 +79,22 @@ func (s *segments) makes(self overlay.Self, t netconf.Tunnels) error {
 	case !has:
 		return fmt.Errorf("%w: encapsulation is %q; accepted on this node: %q: its kernel has no devices of type %s",
 			control.ErrRefused, t.Encap(), netconf.EncapVXLAN, kind)
+	}
+	return nil
+}
+
+// filters is an error where a segment has VLANs and this node's kernel can't keep
+// them apart.
+func (s *segments) filters(t netconf.Tunnels) error {
+	if !t.VLANs {
+		return nil
+	}
+	has, err := s.kernel.HasVLANFiltering()
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: vlan: %w", control.ErrNotYet, err)
+	case !has:
+		return fmt.Errorf("%w: no vlan or trunk is accepted on this node: its kernel has no VLAN filtering of bridges", control.ErrRefused)
 	}
 	return nil
 }
@@ -123,7 +142,7 @@ func (s *segments) agree(ctx context.Context, asked netconf.Segment) error {
 
 // publishedTunnels is t for a SegmentMember.
 func publishedTunnels(t netconf.Tunnels) *v1alpha1.SegmentTunnels {
-	p := &v1alpha1.SegmentTunnels{Discovery: string(t.Discovery), Encapsulation: string(t.Encapsulation), Port: int32(t.Port), Encrypt: t.Encrypt}
+	p := &v1alpha1.SegmentTunnels{Discovery: string(t.Discovery), Encapsulation: string(t.Encapsulation), Port: int32(t.Port), Encrypt: t.Encrypt, VLANs: t.VLANs}
 	for _, a := range t.VTEPs {
 		p.VTEPs = append(p.VTEPs, a.String())
 	}
@@ -144,7 +163,7 @@ func tunnelsOf(m *v1alpha1.SegmentMember) (netconf.Tunnels, error) {
 		return t, nil
 	}
 	t.Discovery, t.Port, t.Encrypt = netconf.Discovery(p.Discovery), uint16(p.Port), p.Encrypt
-	t.Encapsulation = netconf.Encapsulation(p.Encapsulation)
+	t.Encapsulation, t.VLANs = netconf.Encapsulation(p.Encapsulation), p.VLANs
 	for _, word := range p.VTEPs {
 		a, err := netip.ParseAddr(word)
 		if err != nil {
