@@ -325,7 +325,7 @@ func TestWalk(t *testing.T) {
 		if r.IntN(4) == 0 {
 			n.self.Underlay[0].Addr = netip.MustParseAddr("172.30.0.78")
 		}
-		n.port.Options = netconf.PortOptions{AnyMAC: r.IntN(4) == 0}
+		n.ports[0].Options = netconf.PortOptions{AnyMAC: r.IntN(4) == 0}
 		var members []segment.Member
 		for i := range 6 {
 			if r.IntN(3) == 0 {
