@@ -39,16 +39,21 @@ func hasVLANs(conf []byte) bool { return regexp.MustCompile(`"(vlan|trunk)":`).M
 // the error says so, and names what was asked for.
 func (l *lab) unfiltered(n *cluster.Node, conf []byte, asked string) {
 	l.t.Helper()
-	l.refused(n, conf, asked+": weftd refuses the network: no vlan or trunk is accepted on this node: its kernel has no VLAN filtering of bridges")
+	l.refused(n, conf, asked+": weftd refuses the network: ", ": no vlan or trunk is accepted on this node: its kernel has no VLAN filtering of bridges")
 }
 
-// refused attaches a pod whose configuration isn't accepted.
-func (l *lab) refused(n *cluster.Node, conf []byte, want string) {
+// refused attaches a pod whose configuration isn't accepted, in these words.
+func (l *lab) refused(n *cluster.Node, conf []byte, words ...string) {
 	l.t.Helper()
 	_, err := n.AttachPod(within(l.t, 30*time.Second), fmt.Sprint("p", time.Now().UnixNano()), cluster.PodOptions{ConfList: conf, IfName: "net1", NoRetry: true})
 	refusal := (*types.Error)(nil)
-	if !errors.As(err, &refusal) || refusal.Code != types.ErrInvalidNetworkConfig || !strings.Contains(err.Error(), want) {
-		l.t.Errorf("%v\nis not of code 7: %s", err, want)
+	if !errors.As(err, &refusal) || refusal.Code != types.ErrInvalidNetworkConfig {
+		l.t.Fatalf("not of code 7: %v", err)
+	}
+	for _, text := range words {
+		if !strings.Contains(err.Error(), text) {
+			l.t.Errorf("%v\nis without: %s", err, text)
+		}
 	}
 }
 
