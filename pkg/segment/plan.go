@@ -93,7 +93,8 @@ func PlanPort(vni uint32, p Port) kernel.State {
 // none hears of another's. Nothing goes from one tunnel of a segment to another:
 // each VTEP sends to all itself. Where a segment has VLANs, no tag is inside of
 // another (which is what a frame's protocol is then): without the outer one, the
-// frame would be of the inner one's VLAN.
+// frame would be of the inner one's VLAN. Without VLANs, none is behind a tag that
+// is only a priority: pods take both off, and nobody has seen what is inside.
 func PlanTable() kernel.State { return kernel.NewState(kernel.Rules{Table: Table, Text: rules}) }
 
 const (
@@ -132,6 +133,8 @@ chain apart { type filter hook forward priority 0; policy accept;
 	oifname ` + peerLinks + ` iifname @isolated oifname . ether daddr @apart counter drop
 }
 chain senders { type filter hook prerouting priority -300; policy accept;
+	meta protocol 8021q ` + pods + ` vlan id 0 counter drop
+	meta protocol 8021ad ` + pods + ` vlan id 0 counter drop
 	meta protocol 8021q ` + pods + ` iifname @vlans counter drop
 	meta protocol 8021ad ` + pods + ` iifname @vlans counter drop
 	` + pods + ` iifname @learning iifname . ether saddr != @stations counter drop
