@@ -75,7 +75,7 @@ func (l link) bridgeObject() kernel.Bridge {
 		b.Detail = "stp"
 	case l.bridge.querier != l.bridge.snooping:
 		b.Detail = "mcast_querier"
-	case l.bridge.defaultVLAN != 0:
+	case l.bridge.filtering && l.bridge.defaultVLAN != 0:
 		b.Detail = "vlan_default_pvid"
 	}
 	return b
@@ -265,7 +265,7 @@ func (h *Handle) readPort(s kernel.State, l link) error {
 // readStation reads an entry of the FDB of the bridge that the link is a port
 // of.
 func (h *Handle) readStation(s kernel.State, l link, k kernel.Key) error {
-	if !l.isPort {
+	if !l.isPort || k.VLAN != 0 && !h.linkAt(l.master).bridge.filtering {
 		return nil
 	}
 	body := rtmsg.Neigh(unix.AF_BRIDGE, l.index, 0, unix.NTF_MASTER)

@@ -24,6 +24,7 @@ type link struct {
 	isPort             bool // of a bridge
 	port               portData
 	vlans              kernel.VLANs // of the port; no message about links has them
+	filtered           bool         // by the bridge that it is a port of; neither
 }
 
 type vxlanData struct {

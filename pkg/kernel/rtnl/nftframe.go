@@ -131,8 +131,8 @@ func printFrame(exprs []expr.Any) (text string, n int) {
 		return "", 0
 	}
 	for text, match := range frameMatches {
-		if n := len(match); len(exprs) >= n && slices.EqualFunc(match, exprs[:n], sameExprs) {
-			return text, n
+		if len(exprs) >= len(match) && slices.EqualFunc(match, exprs[:len(match)], sameExprs) {
+			return text, len(match)
 		}
 	}
 	if c, isCmp := cmpAt(exprs, 1); isCmp && len(c.Data) == 2 {

@@ -114,7 +114,7 @@ func (h *Handle) readFDB(s kernel.State, l link) error {
 
 func neighOn(l link) func([]byte) kernel.Object {
 	return func(b []byte) kernel.Object {
-		if o, index := decodeNeigh(b, l.name); index == l.index {
+		if o, index := decodeNeigh(b, l.name); index == l.index && !inNoVLAN(o, l.filtered) {
 			return o
 		}
 		return nil

@@ -13,12 +13,14 @@ import (
 	"github.com/weft-cni/weft/pkg/rtmsg"
 )
 
-// vlanFiltering has a bridge filter VLANs or not, and a port that joins be in
-// none. A kernel without VLAN filtering refuses the former, even to be off, and
-// takes no notice of the latter.
+// vlanFiltering has a bridge filter VLANs or not, and a port that joins one which
+// does be in none. A kernel without VLAN filtering refuses even that it be off.
 func vlanFiltering(data []byte, had, on bool) []byte {
 	if had != on {
 		data = rtmsg.Attr(data, unix.IFLA_BR_VLAN_FILTERING, []byte{rtmsg.Flag(0, on).Value})
+	}
+	if !on {
+		return data
 	}
 	return rtmsg.Attr(data, unix.IFLA_BR_VLAN_DEFAULT_PVID, []byte{0, 0})
 }
@@ -34,7 +36,8 @@ func portVLANs(index int, v kernel.VLANs) []rtmsg.Request {
 
 // readVLANs reads which VLANs a port of a bridge is in.
 func (h *Handle) readVLANs(l *link, bridge link) error {
-	if !l.isPort || !bridge.bridge.filtering {
+	l.filtered = l.isPort && bridge.bridge.filtering
+	if !l.filtered {
 		return nil
 	}
 	err := retryDump(func() error {
@@ -52,6 +55,24 @@ func (h *Handle) readVLANs(l *link, bridge link) error {
 		return fmt.Errorf("read VLANs of %s: %w", l.name, err)
 	}
 	return nil
+}
+
+// inNoVLAN reports whether an object is a station in a VLAN, on a bridge that
+// doesn't filter: ports there are in VLAN 1 by themselves, where the kernel puts
+// each of their stations as well, without any effect.
+func inNoVLAN(o kernel.Object, filtered bool) bool {
+	s, is := o.(kernel.Station)
+	return is && s.VLAN != 0 && !filtered
+}
+
+// masterOf is the index of the bridge that a message about an FDB entry is of.
+func masterOf(b []byte) int {
+	for typ, v := range rtmsg.Attrs(b[unix.SizeofNdMsg:]) {
+		if typ == unix.NDA_MASTER {
+			return int(u32(v))
+		}
+	}
+	return 0
 }
 
 // notAProtocol is no protocol of VLAN tags.

@@ -122,7 +122,7 @@ func (w *watcher) routeMessage(h unix.NlMsghdr, b []byte) {
 			return
 		}
 		name, known := w.links[int(binary.NativeEndian.Uint32(b[4:]))]
-		if o, _ := decodeNeigh(b, name); known && o != nil {
+		if o, _ := decodeNeigh(b, name); known && o != nil && !inNoVLAN(o, w.filtering[masterOf(b)]) {
 			w.object(o, h.Type == unix.RTM_DELNEIGH)
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
