@@ -117,6 +117,11 @@ type SegmentTunnels struct {
 	//
 	// +optional
 	Encrypt bool `json:"encrypt,omitempty"`
+
+	// VLANs says that each frame carries the tag of its VLAN.
+	//
+	// +optional
+	VLANs bool `json:"vlans,omitempty"`
 }
 
 // Endpoint is one station on a segment.
@@ -140,6 +145,13 @@ type Endpoint struct {
 	//
 	// +optional
 	Isolated bool `json:"isolated,omitempty"`
+
+	// VLAN is that of its frames without a tag, where the segment has VLANs.
+	//
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=4094
+	VLAN int32 `json:"vlan,omitempty"`
 }
 
 // SegmentMemberList is a list of SegmentMembers.

@@ -24,7 +24,7 @@ type fakeKernel struct {
 	reads, keys, together int
 	applied               []kernel.Op
 	noWireGuard           bool
-	noTunnels             bool
+	noTunnels, noVLANs    bool
 	traffic               []rtnl.PeerTraffic
 }
 
@@ -54,6 +54,8 @@ func (f *fakeKernel) HostAddrs(rtnl.Names) ([]rtnl.HostAddr, error) { return f.a
 func (f *fakeKernel) HasWireGuard() (bool, error) { return !f.noWireGuard, f.broken }
 
 func (f *fakeKernel) HasTunnel(kernel.TunnelKind) (bool, error) { return !f.noTunnels, f.broken }
+
+func (f *fakeKernel) HasVLANFiltering() (bool, error) { return !f.noVLANs, f.broken }
 
 func (f *fakeKernel) PeerTraffic([]string) ([]rtnl.PeerTraffic, error) { return f.traffic, f.broken }
 

@@ -39,6 +39,8 @@ type Kernel interface {
 	HasWireGuard() (bool, error)
 	// HasTunnel reports whether the kernel can make tunnels of a kind.
 	HasTunnel(kind kernel.TunnelKind) (bool, error)
+	// HasVLANFiltering reports whether the kernel's bridges can filter VLANs.
+	HasVLANFiltering() (bool, error)
 	// PeerTraffic gives what WireGuard devices have seen of their peers.
 	PeerTraffic(links []string) ([]rtnl.PeerTraffic, error)
 	// Watch tells changes until ctx ends or the watch fails.

@@ -81,7 +81,7 @@ func memberOf(vni uint32, owner Node, on activeSegment) *v1alpha1.SegmentMember 
 		},
 	}
 	for _, station := range on.stations {
-		e := v1alpha1.Endpoint{MAC: station.MAC.String(), Isolated: station.Isolated}
+		e := v1alpha1.Endpoint{MAC: station.MAC.String(), Isolated: station.Isolated, VLAN: int32(station.VLAN)}
 		for _, ip := range station.IPs {
 			e.IPs = append(e.IPs, ip.String())
 		}

@@ -43,6 +43,9 @@ func (s *segments) open(ctx context.Context, asked netconf.Segment) error {
 	if err := s.makes(*self, asked.Tunnels); err != nil {
 		return err
 	}
+	if err := s.filters(asked.Tunnels); err != nil {
+		return err
+	}
 	if !isActive { // members that are there hear of another that joins, and it of them
 		if err := s.agree(ctx, asked); err != nil {
 			return err
@@ -112,6 +115,22 @@ func (s *segments) sharesPort(self overlay.Self, asked netconf.Segment) error {
 	return nil
 }
 
+// filters is an error where a segment has VLANs and this node's kernel can't keep
+// them apart.
+func (s *segments) filters(t netconf.Tunnels) error {
+	if !t.VLANs {
+		return nil
+	}
+	has, err := s.kernel.HasVLANFiltering()
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: vlan: %w", control.ErrNotYet, err)
+	case !has:
+		return fmt.Errorf("%w: no vlan or trunk is accepted on this node: its kernel has no VLAN filtering of bridges", control.ErrRefused)
+	}
+	return nil
+}
+
 // itself is what this node is, nil until it is in order.
 func (s *segments) itself() *overlay.Self {
 	s.mu.Lock()
@@ -155,7 +174,7 @@ func (s *segments) agree(ctx context.Context, asked netconf.Segment) error {
 
 // publishedTunnels is t for a SegmentMember.
 func publishedTunnels(t netconf.Tunnels) *v1alpha1.SegmentTunnels {
-	p := &v1alpha1.SegmentTunnels{Discovery: string(t.Discovery), Encapsulation: string(t.Encapsulation), Port: int32(t.Port), Encrypt: t.Encrypt}
+	p := &v1alpha1.SegmentTunnels{Discovery: string(t.Discovery), Encapsulation: string(t.Encapsulation), Port: int32(t.Port), Encrypt: t.Encrypt, VLANs: t.VLANs}
 	for _, a := range t.VTEPs {
 		p.VTEPs = append(p.VTEPs, a.String())
 	}
@@ -176,7 +195,7 @@ func tunnelsOf(m *v1alpha1.SegmentMember) (netconf.Tunnels, error) {
 		return t, nil
 	}
 	t.Discovery, t.Port, t.Encrypt = netconf.Discovery(p.Discovery), uint16(p.Port), p.Encrypt
-	t.Encapsulation = netconf.Encapsulation(p.Encapsulation)
+	t.Encapsulation, t.VLANs = netconf.Encapsulation(p.Encapsulation), p.VLANs
 	for _, word := range p.VTEPs {
 		a, err := netip.ParseAddr(word)
 		if err != nil {

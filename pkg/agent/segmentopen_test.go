@@ -6,10 +6,14 @@ import (
 	"reflect"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/weft-cni/weft/api/v1alpha1"
 	"github.com/weft-cni/weft/pkg/control"
+	"github.com/weft-cni/weft/pkg/kernel"
 	"github.com/weft-cni/weft/pkg/netconf"
 	"github.com/weft-cni/weft/pkg/overlay"
+	"github.com/weft-cni/weft/pkg/segment"
 )
 
 // TestPublishedTunnels: what is published is read as it was, and nothing is
@@ -118,5 +122,42 @@ func TestSharesPort(t *testing.T) {
 				t.Errorf("%v, not %s", err, c.err)
 			}
 		}
+	}
+}
+
+// TestKernelWithoutVLANs: a segment with VLANs is refused where they can't be
+// kept apart, and no other.
+func TestKernelWithoutVLANs(t *testing.T) {
+	fake := newFakeKernel()
+	s := &segments{kernel: fake}
+	with := netconf.Tunnels{VLANs: true}
+	if err := s.filters(with); err != nil {
+		t.Error(err)
+	}
+	fake.noVLANs = true
+	want := control.ErrRefused.Error() + ": no vlan or trunk is accepted on this node: its kernel has no VLAN filtering of bridges"
+	if err := s.filters(with); err == nil || err.Error() != want || !errors.Is(err, control.ErrRefused) {
+		t.Errorf("%v, not %s", err, want)
+	}
+	if err := s.filters(netconf.Tunnels{}); err != nil {
+		t.Error(err)
+	}
+	fake.broken = errors.New("broken")
+	if err := s.filters(with); !errors.Is(err, control.ErrNotYet) || !errors.Is(err, fake.broken) {
+		t.Errorf("of a kernel that can't be asked: %v", err)
+	}
+}
+
+// TestPublishedVLANs: what a member tells of VLANs comes back.
+func TestPublishedVLANs(t *testing.T) {
+	on := activeSegment{tunnels: netconf.Tunnels{Discovery: netconf.DiscoverKubernetes, VLANs: true}, stations: []segment.Endpoint{
+		{MAC: kernel.MAC{2, 1}, VLAN: 4094}, {MAC: kernel.MAC{2, 2}},
+	}}
+	got, err := parseMember(memberOf(1001, Node{Name: "n1"}, on))
+	if err != nil || got.Tunnels.Agree(on.tunnels, "") != nil || !got.Tunnels.VLANs {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if d := cmp.Diff(on.stations, got.Endpoints); d != "" {
+		t.Error(d)
 	}
 }

@@ -217,7 +217,8 @@ func (r *records) put(name string, file recordFile) {
 
 func attachedBy(name string, a record.Attachment) *attached {
 	on := &attached{name: name, vni: a.VNI, port: segment.Port{
-		HostLink: a.HostLink, Endpoint: segment.Endpoint{MAC: a.PodMAC, IPs: a.Addrs, Isolated: a.Port.Isolated}, Options: a.Port,
+		HostLink: a.HostLink, Options: a.Port,
+		Endpoint: segment.Endpoint{MAC: a.PodMAC, IPs: a.Addrs, Isolated: a.Port.Isolated, VLAN: a.Port.VLAN},
 	}}
 	n, err := netconf.Parse(a.Config, netconf.Env{
 		Command: netconf.Del, ContainerID: a.ContainerID, IfName: a.IfName, Netns: a.Netns, Args: a.Args,

@@ -156,7 +156,7 @@ func parseMember(m *v1alpha1.SegmentMember) (member segment.Member, err error) {
 			err = fmt.Errorf("endpoint %q is not a unicast Ethernet address", e.MAC)
 			continue
 		}
-		endpoint := segment.Endpoint{MAC: mac, Isolated: e.Isolated}
+		endpoint := segment.Endpoint{MAC: mac, Isolated: e.Isolated, VLAN: uint16(e.VLAN)}
 		for _, text := range e.IPs {
 			if ip, ipErr := netip.ParseAddr(text); ipErr == nil && ip.Zone() == "" {
 				endpoint.IPs = append(endpoint.IPs, ip.Unmap())

@@ -86,7 +86,7 @@ func (p *Plugin) enter(ctx context.Context, n *netconf.Network, node netconf.Nod
 		if err == nil && (file.Gateway || !n.Segment.Gateway) {
 			if err = n.Segment.Tunnels.Agree(file.Tunnels, "on this node"); err != nil {
 				leave()
-				return given, file, nil, fmt.Errorf("segment %d: %w", n.Segment.VNI, err)
+				return given, file, nil, fmt.Errorf("%s: %w", n.Segment, err)
 			}
 			given, err = p.allocateOn(ctx, n, node, file, done)
 			if !errors.Is(err, ipam.ErrNoBlock) {
@@ -98,10 +98,10 @@ func (p *Plugin) enter(ctx context.Context, n *netconf.Network, node netconf.Nod
 		}
 		leave()
 		if err = control.Prepare(ctx, n.RunDir, control.Request{Segment: *n.Segment, Addrs: n.Addrs}); err != nil {
-			return given, file, nil, fmt.Errorf("segment %d: %w", n.Segment.VNI, err)
+			return given, file, nil, fmt.Errorf("%s: %w", n.Segment, err)
 		}
 	}
-	return given, file, nil, fmt.Errorf("segment %d: %w", n.Segment.VNI, control.ErrNotYet)
+	return given, file, nil, fmt.Errorf("%s: %w", n.Segment, control.ErrNotYet)
 }
 
 func lockSegment(ctx context.Context, n *netconf.Network) (unlock func(), err error) {

@@ -17,6 +17,9 @@ type Bridge struct {
 	// Routed bridges are a way to the node, which tells by packets' marks
 	// whether an IPv4 source is behind them (ip-sysctl.rst: src_valid_mark).
 	Routed bool
+	// VLANs has frames go between ports of the same VLAN only (bridge(8):
+	// vlan_filtering); a port is in none that it wasn't put into.
+	VLANs bool
 	// Detail is what was read and differs from this form but can be put right
 	// in place ("down"); empty on what is wanted.
 	Detail string
@@ -34,8 +37,12 @@ func (b Bridge) String() string {
 	if b.Routed {
 		routed = " src_valid_mark 1"
 	}
-	return fmt.Sprintf("link %s type bridge stp_state 0 mcast_snooping %d address %s mtu %d%s up%s",
-		b.Name, snooping, b.MAC, b.MTU, routed, detail(b.Detail))
+	filtering := ""
+	if b.VLANs {
+		filtering = " vlan_filtering 1"
+	}
+	return fmt.Sprintf("link %s type bridge stp_state 0 mcast_snooping %d address %s mtu %d%s%s up%s",
+		b.Name, snooping, b.MAC, b.MTU, filtering, routed, detail(b.Detail))
 }
 
 // BridgePort says how a pod's link takes part in a bridge. Frames are taken
@@ -50,6 +57,7 @@ type BridgePort struct {
 	Link, Bridge string
 	Isolated     bool // no frames between two isolated ports of a bridge
 	Learning     bool
+	VLANs        VLANs
 	Detail       string // flags that we never use, as read
 }
 
@@ -64,7 +72,7 @@ func (p BridgePort) String() string {
 	if p.Learning {
 		flags = "learning on flood on locked off"
 	}
-	return fmt.Sprintf("port %s master %s %s isolated %s%s", p.Link, p.Bridge, flags, isolated, detail(p.Detail))
+	return fmt.Sprintf("port %s master %s %s isolated %s%s%s", p.Link, p.Bridge, flags, isolated, p.VLANs.suffix(), detail(p.Detail))
 }
 
 // Station is a permanent entry of a bridge's FDB: frames to MAC leave by the
@@ -73,14 +81,22 @@ func (p BridgePort) String() string {
 type Station struct {
 	Link   string
 	MAC    MAC
+	VLAN   uint16 // 0 on a bridge without VLAN filtering
 	Detail string // a state other than static, as read
 }
 
 // Key implements Object.
-func (s Station) Key() Key { return Key{Kind: KindStation, Name: s.Link, MAC: s.MAC} }
+func (s Station) Key() Key { return Key{Kind: KindStation, Name: s.Link, MAC: s.MAC, VLAN: s.VLAN} }
 
 func (s Station) String() string {
-	return fmt.Sprintf("fdb %s dev %s master static%s", s.MAC, s.Link, detail(s.Detail))
+	return fmt.Sprintf("fdb %s dev %s%s master static%s", s.MAC, s.Link, inVLAN(s.VLAN), detail(s.Detail))
+}
+
+func inVLAN(id uint16) string {
+	if id == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" vlan %d", id)
 }
 
 // Flood is an entry of a VXLAN device's list for head-end replication: frames

@@ -65,6 +65,8 @@ type VXLAN struct {
 	// the tunnel, by which others hear that an address has moved; nothing is
 	// answered for neighbours then (neigh_suppress off).
 	Moving bool
+	// VLANs are those of the port.
+	VLANs VLANs
 	// Detail is what was read and differs from this form but can be put right
 	// in place ("down"); empty on what is wanted.
 	Detail string
@@ -87,8 +89,8 @@ func (v VXLAN) String() string {
 	if v.Moving {
 		master = " master " + v.Bridge + " neigh_suppress off"
 	}
-	return fmt.Sprintf("link %s type vxlan id %d local %s%s dstport %d %s address %s mtu %d%s up%s",
-		v.Name, v.VNI, v.Local, group, v.Port, learning, v.MAC, v.MTU, master, detail(v.Detail))
+	return fmt.Sprintf("link %s type vxlan id %d local %s%s dstport %d %s address %s mtu %d%s%s up%s",
+		v.Name, v.VNI, v.Local, group, v.Port, learning, v.MAC, v.MTU, master, v.VLANs.suffix(), detail(v.Detail))
 }
 
 // Incompatible says why the device have can't be changed into v and has to be

@@ -76,6 +76,8 @@ type Key struct {
 	Metric uint32
 	// FIB is a route's table, 0 for the main table, or a rule's mark.
 	FIB uint32
+	// VLAN is an entry's of a bridge's FDB, 0 without VLAN filtering.
+	VLAN uint16
 }
 
 // String names the object in the words of ip(8) and bridge(8).
@@ -87,7 +89,7 @@ func (k Key) String() string {
 		}
 		return fmt.Sprintf("fdb %s dev %s", k.MAC, k.Name)
 	case KindStation:
-		return fmt.Sprintf("fdb %s dev %s master", k.MAC, k.Name)
+		return fmt.Sprintf("fdb %s dev %s%s master", k.MAC, k.Name, inVLAN(k.VLAN))
 	case KindPort:
 		return "port " + k.Name
 	case KindAddr:
@@ -122,6 +124,7 @@ func (k Key) Compare(o Key) int {
 		slices.Compare(k.MAC[:], o.MAC[:]),
 		cmp.Compare(k.Metric, o.Metric),
 		cmp.Compare(k.FIB, o.FIB),
+		cmp.Compare(k.VLAN, o.VLAN),
 	)
 }
 

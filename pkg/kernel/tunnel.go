@@ -35,8 +35,9 @@ type Tunnel struct {
 	Bridge string
 	// Learning has the bridge learn which stations are behind the device.
 	Learning bool
-	// Moving is VXLAN's.
+	// Moving and VLANs are VXLAN's.
 	Moving bool
+	VLANs  VLANs
 	// Detail is what was read and differs from this form but can be put right
 	// in place ("down"); empty on what is wanted.
 	Detail string
@@ -65,8 +66,8 @@ func (t Tunnel) String() string {
 	if t.Moving {
 		suppress = "off"
 	}
-	return fmt.Sprintf("link %s type %s %s%s remote %s%s address %s mtu %d%s learning %s neigh_suppress %s up%s",
-		t.Name, t.Kind, id, local, t.Remote, port, t.MAC, t.MTU, master, learning, suppress, detail(t.Detail))
+	return fmt.Sprintf("link %s type %s %s%s remote %s%s address %s mtu %d%s learning %s neigh_suppress %s%s up%s",
+		t.Name, t.Kind, id, local, t.Remote, port, t.MAC, t.MTU, master, learning, suppress, t.VLANs.suffix(), detail(t.Detail))
 }
 
 // Incompatible says why the device have can't be changed into t and has to be

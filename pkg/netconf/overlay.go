@@ -43,6 +43,15 @@ type Segment struct {
 	Port PortOptions `json:"-"`
 }
 
+// String names the segment, with the VLANs that are asked for.
+func (s Segment) String() string {
+	name := fmt.Sprintf("segment %d", s.VNI)
+	if vlans := s.Port.VLANText(); vlans != "" {
+		name += ", " + vlans
+	}
+	return name
+}
+
 // Gateways are the addresses that nodes are a gateway under.
 func (s Segment) Gateways() (all []netip.Addr) {
 	for _, r := range s.Ranges {
@@ -85,7 +94,7 @@ func (r Range) Usable(addr netip.Addr) bool {
 // overlayKeys are the keys of a configuration of ModeOverlay.
 var overlayKeys = []string{
 	"cniVersion", "name", "type", "mode", "vni", "encapsulation", "discovery", "vteps", "group", "port", "encrypt", "mtu", "mac", "defaultRoute", "routes", "dns", "ipam",
-	"allowedMACs", "allowedIPs", "allowRA", "allowDHCPServer", "isolatePorts", "multicastSnooping", "gateway",
+	"allowedMACs", "allowedIPs", "allowRA", "allowDHCPServer", "isolatePorts", "multicastSnooping", "gateway", "vlan", "trunk",
 	"logLevel", "logFile", "dataDir", "runDir", "capabilities", "runtimeConfig", "args", "prevResult",
 }
 
@@ -117,6 +126,7 @@ func (n *Network) readSegment(f fields) error {
 	if n.Segment.Port, err = readPort(f); err != nil {
 		return err
 	}
+	n.Segment.Tunnels.VLANs = n.Segment.Port.VLANs() != kernel.VLANs{}
 	if err = n.readRanges(f); err != nil {
 		return err
 	}
@@ -135,6 +145,9 @@ func (s *Segment) readGateway(f fields) error {
 	}
 	if word != "node" {
 		return f.bad("gateway", want)
+	}
+	if s.Tunnels.VLANs {
+		return f.bad("gateway", "none with vlan or trunk: a gateway is a pod or a router in each VLAN")
 	}
 	s.Gateway, s.Port.Gateway = true, true
 	if len(s.Gateways()) == 0 {

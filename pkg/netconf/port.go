@@ -25,16 +25,21 @@ type PortOptions struct {
 	Isolated bool `json:"isolated,omitempty"`
 	// Gateway pods reach the node, which is their way out.
 	Gateway bool `json:"gateway,omitempty"`
+	// VLAN is that of its frames without a tag, 0 for none, and Trunk are those
+	// of frames with one, VLAN not among them. A segment's ports all have some,
+	// or none has.
+	VLAN  uint16          `json:"vlan,omitempty"`
+	Trunk kernel.VLANList `json:"trunk,omitempty"`
 }
 
 // IsZero reports whether nothing is out of the ordinary.
 func (o PortOptions) IsZero() bool {
-	return !o.Learns() && len(o.IPs) == 0 && !o.Router && !o.DHCPServer && !o.Isolated && !o.Gateway
+	return !o.Learns() && len(o.IPs) == 0 && !o.Router && !o.DHCPServer && !o.Isolated && !o.Gateway && o.VLAN == 0
 }
 
 // Learns reports whether stations may be behind the port that only their
-// frames tell of.
-func (o PortOptions) Learns() bool { return o.AnyMAC || len(o.MACs) > 0 }
+// frames tell of, or in VLANs that only their frames tell of.
+func (o PortOptions) Learns() bool { return o.AnyMAC || len(o.MACs) > 0 || o.Trunk != "" }
 
 // Moves reports whether addresses may turn up behind the port that were
 // elsewhere.
@@ -53,6 +58,7 @@ const (
 	SetDHCP      = "dhcpservers"
 	SetIsolated  = "isolated" // links of isolated pods
 	SetRouted    = "routed"   // links of pods whose gateway the node is
+	SetVLANs     = "vlans"    // links of segments with VLANs
 	SetApart     = "apart"    // tunnels, with the stations of isolated pods behind them
 )
 
@@ -87,7 +93,7 @@ func Grants(mac kernel.MAC, ips []netip.Addr, o PortOptions) []Grant {
 	if o.AnyMAC && !slices.ContainsFunc(o.IPs, linkLocals.Overlaps) {
 		grant(linkLocals)
 	}
-	if len(o.MACs) > 0 && !o.AnyMAC {
+	if o.Learns() && !o.AnyMAC {
 		grants = append(grants, Grant{Set: SetLearning}, Grant{Set: SetStations, MAC: mac})
 		for _, m := range o.MACs {
 			grants = append(grants, Grant{Set: SetStations, MAC: m})
@@ -96,7 +102,7 @@ func Grants(mac kernel.MAC, ips []netip.Addr, o PortOptions) []Grant {
 	for _, is := range []struct {
 		set string
 		on  bool
-	}{{SetRouters, o.Router}, {SetDHCP, o.DHCPServer}, {SetIsolated, o.Isolated}, {SetRouted, o.Gateway}} {
+	}{{SetRouters, o.Router}, {SetDHCP, o.DHCPServer}, {SetIsolated, o.Isolated}, {SetRouted, o.Gateway}, {SetVLANs, o.VLANs() != kernel.VLANs{}}} {
 		if is.on {
 			grants = append(grants, Grant{Set: is.set})
 		}
@@ -158,8 +164,11 @@ func readPort(f fields) (o PortOptions, err error) {
 			o.MACs = append(o.MACs, mac)
 		}
 	}
+	if err = o.readVLANs(f); err != nil {
+		return o, err
+	}
 	if o.Isolated && o.Learns() {
-		return o, f.bad("isolatePorts", "false beside allowedMACs: other nodes couldn't tell an isolated pod's frames")
+		return o, f.bad("isolatePorts", "false beside allowedMACs or trunk: other nodes couldn't tell an isolated pod's frames")
 	}
 	o.IPs, err = readAllowedIPs(f)
 	return o, err

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/weft-cni/weft/pkg/kernel"
 )
 
 // Discovery is how a node finds the others that take part in a segment.
@@ -34,6 +36,8 @@ type Tunnels struct {
 	Encapsulation Encapsulation `json:"encapsulation,omitempty"`
 	// Encrypt has the tunnels inside WireGuard, between nodes only.
 	Encrypt bool `json:"encrypt,omitempty"`
+	// VLANs has each frame in them carry the tag of its VLAN.
+	VLANs bool `json:"vlans,omitempty"`
 }
 
 // Open reports whether stations may be behind VTEPs that no object tells of.
@@ -61,7 +65,16 @@ func (t Tunnels) values() [][2]string {
 		{"group", group},
 		{"port", t.portText()},
 		{"encrypt", strconv.FormatBool(t.Encrypt)},
+		{"vlan", t.vlanText()},
 	}
+}
+
+// vlanText is what attachments have for the key.
+func (t Tunnels) vlanText() string {
+	if t.VLANs {
+		return fmt.Sprintf("1 to %d, or trunk", kernel.MaxVLAN)
+	}
+	return "none"
 }
 
 // Agree is nil where t, which an attachment asks for, is what the segment has

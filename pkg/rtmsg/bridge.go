@@ -1,6 +1,10 @@
 package rtmsg
 
-import "golang.org/x/sys/unix"
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+)
 
 // PortFlag is a setting of a bridge's port: an attribute IFLA_BRPORT_ of one
 // byte, and its value; 0 and 1 are off and on.
@@ -40,14 +44,24 @@ func PodPort(isolated, learning bool) []PortFlag {
 	}
 }
 
+// InVLAN has a message about an entry of a bridge's FDB be about that in a VLAN;
+// 0: in none.
+func InVLAN(body []byte, vlan uint16) []byte {
+	if vlan == 0 {
+		return body
+	}
+	return Attr(body, unix.NDA_VLAN, binary.NativeEndian.AppendUint16(nil, vlan))
+}
+
 // ntfSticky is NTF_STICKY (linux/neighbour.h).
 const ntfSticky = 1 << 6
 
 // Station is a request that makes an entry of a bridge's FDB, for its port
-// with this index, or deletes it. No frame at another port moves it.
-func Station(index int, mac [6]byte, del bool) Request {
+// with this index, or deletes it. No frame at another port moves it. vlan is the
+// VLAN on a bridge with VLAN filtering, and 0 on others.
+func Station(index int, mac [6]byte, vlan uint16, del bool) Request {
 	body := Neigh(unix.AF_BRIDGE, index, unix.NUD_NOARP, unix.NTF_MASTER|ntfSticky)
-	body = Attr(body, unix.NDA_LLADDR, mac[:])
+	body = InVLAN(Attr(body, unix.NDA_LLADDR, mac[:]), vlan)
 	if del {
 		return Request{Type: unix.RTM_DELNEIGH, Body: body}
 	}

@@ -28,6 +28,10 @@
 // and by all members' (Member.Learn): they move faster than any object of the
 // API. What is planned is sticky, and isn't moved by frames.
 //
+// Where a segment's pods have VLANs, all of its bridges filter them, and each
+// frame between nodes carries the tag of its VLAN. Stations are behind a port in
+// one VLAN; those of trunks are learned, and ARP crosses.
+//
 // Between a segment and the node there is no way: what is for the bridge's own
 // address is dropped, but from pods whose gateway the node is (PlanGateways).
 package segment
@@ -99,6 +103,8 @@ type Endpoint struct {
 	IPs []netip.Addr
 	// Isolated stations reach no other isolated ones.
 	Isolated bool
+	// VLAN is that of its frames without a tag; 0 where there is none.
+	VLAN uint16
 }
 
 // Port is an attachment of this node.

@@ -84,8 +84,8 @@ func (p *peerTunnels) reach(_ kernel.State, vtep netip.Addr, _ uint16) {
 	p.to[vtep] = PeerTunnelStart + strings.Repeat("0", numberDigits-len(number)) + number
 }
 
-func (p *peerTunnels) station(s kernel.State, mac kernel.MAC, vtep netip.Addr, _ uint16) string {
-	s.Put(kernel.Station{Link: p.to[vtep], MAC: mac})
+func (p *peerTunnels) station(s kernel.State, e Endpoint, vtep netip.Addr, _ uint16) string {
+	s.Merge(e.behind(p.to[vtep], p.common.VLANs))
 	return p.to[vtep]
 }
 

@@ -20,7 +20,8 @@ func Plan(c overlay.Config, self overlay.Self, in Segment) (kernel.State, error)
 	if err != nil {
 		return nil, err
 	}
-	learning, moving := in.Tunnels.Open(), in.Tunnels.Open()
+	// The bridge answers ARP for all VLANs or for none.
+	learning, moving := in.Tunnels.Open(), in.Tunnels.Open() || in.Tunnels.VLANs
 	owner := map[kernel.MAC]string{}
 	for _, p := range in.Ports {
 		owner[p.MAC] = self.Name
@@ -50,7 +51,7 @@ func Plan(c overlay.Config, self overlay.Self, in Segment) (kernel.State, error)
 				continue
 			}
 			owner[e.MAC] = m.Peer.Name
-			planStation(s, in.VNI, e, to.station(s, e.MAC, vtep, port))
+			planStation(s, in.VNI, e, to.station(s, e, vtep, port))
 		}
 	}
 	to.put(s, learning, moving)
@@ -75,9 +76,9 @@ func planStation(s kernel.State, vni uint32, e Endpoint, link string) {
 // it may send from.
 func PlanPort(vni uint32, p Port) kernel.State {
 	s := kernel.NewState(
-		kernel.BridgePort{Link: p.HostLink, Bridge: Bridge(vni), Isolated: p.Options.Isolated, Learning: p.Options.Learns()},
-		kernel.Station{Link: p.HostLink, MAC: p.MAC},
+		kernel.BridgePort{Link: p.HostLink, Bridge: Bridge(vni), Isolated: p.Options.Isolated, Learning: p.Options.Learns(), VLANs: p.Options.VLANs()},
 	)
+	s.Merge(p.Options.Station(p.HostLink, p.MAC))
 	for _, g := range netconf.Grants(p.MAC, p.IPs, p.Options) {
 		s.Put(kernel.Source{Table: Table, Set: g.Set, Link: p.HostLink, Prefix: g.Prefix, MAC: g.MAC})
 	}
@@ -90,7 +91,10 @@ func PlanPort(vni uint32, p Port) kernel.State {
 // servers send; nothing goes from a segment to the node, or back, but between
 // pods and the node that is their gateway. That has one address on all nodes, and
 // none hears of another's. Nothing goes from one tunnel of a segment to another:
-// each VTEP sends to all itself.
+// each VTEP sends to all itself. Where a segment has VLANs, no tag is inside of
+// another (which is what a frame's protocol is then): without the outer one, the
+// frame would be of the inner one's VLAN. Without VLANs, none is behind a tag that
+// is only a priority: pods take both off, and nobody has seen what is inside.
 func PlanTable() kernel.State { return kernel.NewState(kernel.Rules{Table: Table, Text: rules}) }
 
 const (
@@ -108,6 +112,7 @@ set learning { type ifname; }
 set routers { type ifname; }
 set dhcpservers { type ifname; }
 set isolated { type ifname; }
+set vlans { type ifname; }
 set apart { type ifname . ether_addr; }
 set routed { type ifname; }
 chain node { type filter hook input priority 0; policy accept;
@@ -128,6 +133,10 @@ chain apart { type filter hook forward priority 0; policy accept;
 	oifname ` + peerLinks + ` iifname @isolated oifname . ether daddr @apart counter drop
 }
 chain senders { type filter hook prerouting priority -300; policy accept;
+	meta protocol 8021q ` + pods + ` vlan id 0 counter drop
+	meta protocol 8021ad ` + pods + ` vlan id 0 counter drop
+	meta protocol 8021q ` + pods + ` iifname @vlans counter drop
+	meta protocol 8021ad ` + pods + ` iifname @vlans counter drop
 	` + pods + ` iifname @learning iifname . ether saddr != @stations counter drop
 	` + pods + ` meta protocol arp iifname . arp saddr != @senders4 iifname . arp saddr != @networks4 counter drop
 	` + pods + ` meta protocol ip iifname . ip saddr != @senders4 iifname . ip saddr != @networks4 counter drop

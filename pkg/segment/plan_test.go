@@ -29,6 +29,10 @@ func TestPlan(t *testing.T) {
 	port := func(o netconf.PortOptions) []segment.Port {
 		return []segment.Port{{HostLink: "weft0", Endpoint: station(1, o.Isolated), Options: o}}
 	}
+	inVLAN := func(e segment.Endpoint, vlan uint16) segment.Endpoint {
+		e.VLAN = vlan
+		return e
+	}
 	vrrp := []kernel.MAC{{0, 0, 0x5e, 0, 1, 10}}
 	member := []segment.Member{{Endpoints: []segment.Endpoint{station(2, false)}, Tunnels: netconf.Tunnels{VTEPs: []netip.Addr{addr("192.0.2.7")}, Port: 8472}}}
 	var text strings.Builder
@@ -52,6 +56,17 @@ func TestPlan(t *testing.T) {
 		}}},
 		{"encrypted", segment.Segment{Tunnels: netconf.Tunnels{Encrypt: true}, Members: []segment.Member{{
 			Endpoints: []segment.Endpoint{station(2, false)}, Tunnels: netconf.Tunnels{Encrypt: true},
+		}}}},
+		{"a VLAN", segment.Segment{Tunnels: netconf.Tunnels{VLANs: true}, Ports: port(netconf.PortOptions{VLAN: 10}), Members: []segment.Member{{
+			Tunnels: netconf.Tunnels{VLANs: true}, Endpoints: []segment.Endpoint{inVLAN(station(2, false), 10), inVLAN(station(3, true), 20)},
+		}}}},
+		{"a trunk", segment.Segment{Tunnels: netconf.Tunnels{VLANs: true}, Ports: port(netconf.PortOptions{Trunk: "20-29,40"})}},
+		{"a trunk with a VLAN that has no tag", segment.Segment{Tunnels: netconf.Tunnels{VLANs: true}, Ports: port(netconf.PortOptions{VLAN: 10, Trunk: "20"})}},
+		{"a member has a trunk", segment.Segment{Tunnels: netconf.Tunnels{VLANs: true}, Members: []segment.Member{{
+			Tunnels: netconf.Tunnels{VLANs: true}, Learn: true, Endpoints: []segment.Endpoint{station(2, false)},
+		}}}},
+		{"VLANs in Geneve", segment.Segment{Tunnels: netconf.Tunnels{VLANs: true, Encapsulation: netconf.EncapGeneve}, Members: []segment.Member{{
+			Tunnels: netconf.Tunnels{VLANs: true, Encapsulation: netconf.EncapGeneve}, Endpoints: []segment.Endpoint{inVLAN(station(2, false), 10), station(3, false)},
 		}}}},
 		{"a group", segment.Segment{Tunnels: netconf.Tunnels{Discovery: netconf.DiscoverMulticast, Group: addr("239.1.1.1")}}},
 	} {

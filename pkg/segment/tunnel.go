@@ -23,20 +23,24 @@ func MTU(self overlay.Self, t netconf.Tunnels) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return mtuOver(u, t.Encap()), nil
+	return mtuOver(u, t), nil
 }
 
 // mtuOver is overlay.MTU for any encapsulation: NVGRE takes 42 bytes over IPv4
 // (inner Ethernet 14, GRE with a key 8, IP 20) and 62 over IPv6 (IP 40), Geneve
-// as many as VXLAN.
-func mtuOver(u overlay.Underlay, e netconf.Encapsulation) int {
+// as many as VXLAN. A VLAN's tag takes 4.
+func mtuOver(u overlay.Underlay, t netconf.Tunnels) int {
+	mtu := u.MTU - 62
 	switch {
-	case e != netconf.EncapNVGRE:
-		return overlay.MTU(u)
+	case t.Encap() != netconf.EncapNVGRE:
+		mtu = overlay.MTU(u)
 	case u.Addr.Is4():
-		return u.MTU - 42
+		mtu = u.MTU - 42
 	}
-	return u.MTU - 62
+	if t.VLANs {
+		mtu -= 4
+	}
+	return mtu
 }
 
 // underlay is the node's end of a segment's tunnels. Peers that are found by
@@ -76,9 +80,8 @@ type tunnels interface {
 	// reach has frames to many go to a VTEP. port is its UDP port, 0 for the
 	// devices' own.
 	reach(s kernel.State, vtep netip.Addr, port uint16)
-	// station adds that a MAC is behind a VTEP, and gives the bridge's port for
-	// it.
-	station(s kernel.State, mac kernel.MAC, vtep netip.Addr, port uint16) (link string)
+	// station adds that one is behind a VTEP, and gives the bridge's port for it.
+	station(s kernel.State, e Endpoint, vtep netip.Addr, port uint16) (link string)
 	// put adds the devices, with the bridge's ports that they are.
 	put(s kernel.State, learning, moving bool)
 }
@@ -92,10 +95,13 @@ func planBridge(c overlay.Config, self overlay.Self, in Segment) (kernel.State, 
 		return nil, nil, err
 	}
 	bridge := kernel.Bridge{
-		Name: Bridge(in.VNI), MAC: MAC(self.Name, in.VNI), MTU: mtuOver(u, t.Encap()), Snooping: in.Snooping, Routed: in.Gateway,
+		Name: Bridge(in.VNI), MAC: MAC(self.Name, in.VNI), MTU: mtuOver(u, t), Snooping: in.Snooping, Routed: in.Gateway, VLANs: t.VLANs,
 	}
 	tunnel := kernel.Tunnel{
 		Kind: kindOver(u, t.Encap()), VNI: in.VNI, Local: u.Addr, Port: UDPPort(c, self, t), MAC: bridge.MAC, MTU: bridge.MTU, Bridge: bridge.Name,
+	}
+	if t.VLANs {
+		tunnel.VLANs.Tagged = kernel.AllVLANs
 	}
 	if in.Gateway {
 		bridge.MAC = netconf.GatewayMAC
@@ -121,7 +127,7 @@ func tunnelsLike(t kernel.Tunnel, group netip.Addr, via string) tunnels {
 	case kernel.Geneve:
 		t.Local = netip.Addr{}
 	default:
-		v := kernel.VXLAN{Name: Tunnel(t.VNI), VNI: t.VNI, Port: t.Port, Local: t.Local, MAC: t.MAC, MTU: t.MTU, Bridge: t.Bridge}
+		v := kernel.VXLAN{Name: Tunnel(t.VNI), VNI: t.VNI, Port: t.Port, Local: t.Local, MAC: t.MAC, MTU: t.MTU, Bridge: t.Bridge, VLANs: t.VLANs}
 		if group.IsValid() {
 			v.Group, v.Via = group, via
 		}
@@ -137,9 +143,22 @@ func (v vxlan) reach(s kernel.State, vtep netip.Addr, port uint16) {
 	s.Put(kernel.Flood{Link: v.Name, VTEP: vtep, Port: port})
 }
 
-func (v vxlan) station(s kernel.State, mac kernel.MAC, vtep netip.Addr, port uint16) string {
-	s.Put(kernel.FDB{Link: v.Name, MAC: mac, VTEP: vtep, Port: port}, kernel.Station{Link: v.Name, MAC: mac})
+func (v vxlan) station(s kernel.State, e Endpoint, vtep netip.Addr, port uint16) string {
+	s.Put(kernel.FDB{Link: v.Name, MAC: e.MAC, VTEP: vtep, Port: port})
+	s.Merge(e.behind(v.Name, v.VLANs))
 	return v.Name
+}
+
+// behind is that a station is behind a tunnel. Where frames have tags and it has
+// no VLAN without, it is learned in each.
+func (e Endpoint) behind(link string, in kernel.VLANs) kernel.State {
+	if in == (kernel.VLANs{}) {
+		return kernel.NewState(kernel.Station{Link: link, MAC: e.MAC})
+	}
+	if e.VLAN == 0 {
+		return kernel.State{}
+	}
+	return kernel.NewState(kernel.Station{Link: link, MAC: e.MAC, VLAN: e.VLAN})
 }
 
 func (v vxlan) put(s kernel.State, learning, moving bool) {

@@ -54,9 +54,9 @@ func (p Port) pair() Pair {
 func (p Port) Host() kernel.State {
 	s := kernel.NewState(
 		Link{Name: p.HostLink, MAC: hostMAC, MTU: p.MTU, Up: true, Peer: p.PodLink, Alias: p.Alias},
-		kernel.BridgePort{Link: p.HostLink, Bridge: p.bridge(), Isolated: p.Options.Isolated, Learning: p.Options.Learns()},
-		kernel.Station{Link: p.HostLink, MAC: p.MAC},
+		kernel.BridgePort{Link: p.HostLink, Bridge: p.bridge(), Isolated: p.Options.Isolated, Learning: p.Options.Learns(), VLANs: p.Options.VLANs()},
 	)
+	s.Merge(p.Options.Station(p.HostLink, p.MAC))
 	s.Merge(netconf.Stations(p.VNI, p.MAC, p.ips(), p.Options))
 	return s
 }
@@ -153,9 +153,10 @@ func (n *Node) forget(p Port) error {
 }
 
 // free makes sure that no other station of the segment, here or behind a peer,
-// has the MAC or an address.
+// has an address, or the MAC in the VLAN of frames without a tag.
 func (n *Node) free(p Port, bridge int) error {
 	body := rtmsg.Attr(rtmsg.Neigh(unix.AF_BRIDGE, bridge, 0, unix.NTF_SELF), unix.NDA_LLADDR, p.MAC[:])
+	body = rtmsg.InVLAN(body, p.Options.VLAN)
 	_, err := n.conn.Get(rtmsg.Request{Type: unix.RTM_GETNEIGH, Body: body})
 	if err == nil {
 		return &StationError{VNI: p.VNI, What: p.MAC.String()}
@@ -200,7 +201,15 @@ func (p Port) configure(n *Node, inPod *rtmsg.Conn, pod *podns.NS, bridge int) e
 	set("alias", rtmsg.Attr(rtmsg.Link(host.index, 0, 0), unix.IFLA_IFALIAS, []byte(p.Alias)))
 	set("master", rtmsg.AttrUint32(rtmsg.Link(host.index, 0, 0), unix.IFLA_MASTER, uint32(bridge)))
 	host.add("port "+host.name, rtmsg.BridgePort(host.index, rtmsg.PodPort(p.Options.Isolated, p.Options.Learns())...))
-	host.add(kernel.Station{Link: host.name, MAC: p.MAC}.String(), rtmsg.Station(host.index, p.MAC, false))
+	vlans := p.Options.VLANs()
+	if vlans != (kernel.VLANs{}) {
+		for _, r := range rtmsg.PortVLANs(host.index, vlans.Native, vlans.Tagged.Ranges(), nil) {
+			host.add(fmt.Sprintf("VLANs %s of %s", vlans, host.name), r)
+		}
+	}
+	for _, o := range p.Options.Station(host.name, p.MAC) {
+		host.add(o.String(), rtmsg.Station(host.index, p.MAC, vlans.Native, false))
+	}
 	if err := host.put(kernel.State{}); err != nil {
 		return err
 	}
@@ -292,10 +301,21 @@ func (n *Node) readPort(have kernel.State, p Port, index int) error {
 			port.Detail = "other flags"
 		}
 	}
+	if p.Options.VLANs() != (kernel.VLANs{}) {
+		native, tagged, odd, err := n.conn.PortVLANs(index)
+		if err != nil {
+			return &KernelError{Object: "VLANs of " + p.HostLink, Err: err}
+		}
+		port.VLANs = kernel.VLANs{Native: native, Tagged: kernel.NewVLANList(tagged, 0)}
+		if odd {
+			port.Detail = "other flags of VLANs"
+		}
+	}
 	have.Put(port)
 	body := rtmsg.Attr(rtmsg.Neigh(unix.AF_BRIDGE, index, 0, unix.NTF_MASTER), unix.NDA_LLADDR, p.MAC[:])
+	body = rtmsg.InVLAN(body, p.Options.VLAN)
 	if _, err := n.conn.Get(rtmsg.Request{Type: unix.RTM_GETNEIGH, Body: body}); err == nil {
-		have.Put(kernel.Station{Link: p.HostLink, MAC: p.MAC})
+		have.Put(kernel.Station{Link: p.HostLink, MAC: p.MAC, VLAN: p.Options.VLAN})
 	}
 	return nil
 }

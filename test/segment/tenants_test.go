@@ -102,6 +102,31 @@ func spoofed(t *testing.T, l *lab, red map[int]*cluster.Pod) {
 	fromARP.send(t, fromARP.mac, toARP.mac, unix.ETH_P_ARP, claim(third))
 	fromARP.send(t, fromARP.mac, toARP.mac, unix.ETH_P_ARP, claim(own))
 	toARP.hears(t, string(claim(own)))
+
+	// A receiver takes a priority tag (VLAN 0) off, and another one behind it.
+	fromIP, toIP := l.wire(red[1], unix.ETH_P_IP), l.wire(red[2], unix.ETH_P_IP)
+	packet := func(src netip.Addr, text string) []byte {
+		ip := []byte{0x45, 0, 0, byte(20 + len(text)), 0, 1, 0, 0, 9, 253, 0, 0}
+		return slices.Concat(ip, src.AsSlice(), red[2].IP(4).AsSlice(), []byte(text))
+	}
+	const q = unix.ETH_P_8021Q
+	tag, priority := []byte{q >> 8, q & 0xff, 0, 0}, []byte{0, 0}
+	ipv4 := []byte{8, 0}
+	fromIP.send(t, fromIP.mac, toIP.mac, unix.ETH_P_IP, packet(third, "false"))
+	fromIP.send(t, fromIP.mac, toIP.mac, q, slices.Concat(priority, ipv4, packet(third, "false by one tag")))
+	fromIP.send(t, fromIP.mac, toIP.mac, q, slices.Concat(priority, tag, ipv4, packet(third, "false by two")))
+	fromIP.send(t, fromIP.mac, toIP.mac, q, slices.Concat([]byte{0xe0, 0}, tag, tag, ipv4, packet(third, "false by three")))
+	fromIP.send(t, fromIP.mac, toIP.mac, q, slices.Concat(priority, ipv4, packet(own, "true by one tag")))
+	eventually(t, 5*time.Second, func() error {
+		got := string(toIP.heard(t))
+		if strings.Contains(got, "false") {
+			t.Fatalf("heard %q", got)
+		}
+		if !strings.Contains(got, "true by one tag") {
+			return fmt.Errorf("heard %q", got)
+		}
+		return nil
+	})
 }
 
 // noWayOut: the bridge's own address is no way to the node, nor through it. With

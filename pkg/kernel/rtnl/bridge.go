@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -38,7 +39,11 @@ func decodePort(b []byte) (p portData) {
 const multicastRouter = 2
 
 // bridgeData is what Weft looks at in a bridge.
-type bridgeData struct{ stp, snooping, querier bool }
+type bridgeData struct {
+	stp, snooping, querier bool
+	filtering              bool   // of VLANs
+	defaultVLAN            uint16 // of a port that joins
+}
 
 func decodeBridge(b []byte) (d bridgeData) {
 	for typ, v := range rtmsg.Attrs(b) {
@@ -49,6 +54,12 @@ func decodeBridge(b []byte) (d bridgeData) {
 			d.snooping = len(v) > 0 && v[0] != 0
 		case unix.IFLA_BR_MCAST_QUERIER:
 			d.querier = len(v) > 0 && v[0] != 0
+		case unix.IFLA_BR_VLAN_FILTERING:
+			d.filtering = len(v) > 0 && v[0] != 0
+		case unix.IFLA_BR_VLAN_DEFAULT_PVID:
+			if len(v) >= 2 {
+				d.defaultVLAN = binary.NativeEndian.Uint16(v)
+			}
 		}
 	}
 	return d
@@ -56,7 +67,7 @@ func decodeBridge(b []byte) (d bridgeData) {
 
 // bridge is a link of kind bridge as an object.
 func (l link) bridgeObject() kernel.Bridge {
-	b := kernel.Bridge{Name: l.name, MAC: l.mac, MTU: l.mtu, Snooping: l.bridge.snooping, Routed: l.markedSources}
+	b := kernel.Bridge{Name: l.name, MAC: l.mac, MTU: l.mtu, Snooping: l.bridge.snooping, Routed: l.markedSources, VLANs: l.bridge.filtering}
 	switch {
 	case !l.up:
 		b.Detail = "down"
@@ -64,13 +75,15 @@ func (l link) bridgeObject() kernel.Bridge {
 		b.Detail = "stp"
 	case l.bridge.querier != l.bridge.snooping:
 		b.Detail = "mcast_querier"
+	case l.bridge.filtering && l.bridge.defaultVLAN != 0:
+		b.Detail = "vlan_default_pvid"
 	}
 	return b
 }
 
 // podPort is the bridge's port that a pod's link is.
 func (l link) podPort(bridge string) kernel.BridgePort {
-	p := kernel.BridgePort{Link: l.name, Bridge: bridge, Isolated: l.port.isolated, Learning: l.port.learning}
+	p := kernel.BridgePort{Link: l.name, Bridge: bridge, Isolated: l.port.isolated, Learning: l.port.learning, VLANs: l.vlans}
 	var unlike []string
 	for _, flag := range []struct {
 		name string
@@ -100,7 +113,11 @@ func (h *Handle) applyBridge(op kernel.Op, want kernel.Bridge) error {
 	} else {
 		body = rtmsg.AttrString(body, unix.IFLA_IFNAME, want.Name)
 	}
-	if have, _ := op.Have.(kernel.Bridge); op.Verb != kernel.Replace || have.MAC != want.MAC {
+	have, _ := op.Have.(kernel.Bridge)
+	if op.Verb != kernel.Replace {
+		have = kernel.Bridge{}
+	}
+	if have.MAC != want.MAC {
 		body = rtmsg.Attr(body, unix.IFLA_ADDRESS, want.MAC[:]) // flushes the neighbours even if it is the same
 	}
 	body = rtmsg.AttrUint32(body, unix.IFLA_MTU, uint32(want.MTU))
@@ -108,6 +125,7 @@ func (h *Handle) applyBridge(op kernel.Op, want kernel.Bridge) error {
 	snooping := rtmsg.Flag(0, want.Snooping).Value
 	data = rtmsg.Attr(data, unix.IFLA_BR_MCAST_SNOOPING, []byte{snooping})
 	data = rtmsg.Attr(data, unix.IFLA_BR_MCAST_QUERIER, []byte{snooping})
+	data = vlanFiltering(data, have.VLANs, want.VLANs)
 	info := rtmsg.AttrString(nil, unix.IFLA_INFO_KIND, "bridge")
 	info = rtmsg.Attr(info, unix.IFLA_INFO_DATA|unix.NLA_F_NESTED, data)
 	body = rtmsg.Attr(body, unix.IFLA_LINKINFO|unix.NLA_F_NESTED, info)
@@ -172,12 +190,13 @@ func (h *Handle) intoBridge(want tunnelDevice, index int) error {
 	}
 	// Frames that nobody answers go nowhere until the flags are set: a device
 	// that is still down forwards none.
-	return h.all(
-		rtmsg.Request{Type: unix.RTM_SETLINK, Body: rtmsg.AttrUint32(rtmsg.Link(index, 0, 0), unix.IFLA_MASTER, uint32(b.index))},
+	requests := []rtmsg.Request{
+		{Type: unix.RTM_SETLINK, Body: rtmsg.AttrUint32(rtmsg.Link(index, 0, 0), unix.IFLA_MASTER, uint32(b.index))},
 		rtmsg.BridgePort(index, rtmsg.Flag(unix.IFLA_BRPORT_LEARNING, want.learning),
 			rtmsg.Flag(unix.IFLA_BRPORT_NEIGH_SUPPRESS, !want.moving),
 			rtmsg.PortFlag{Type: unix.IFLA_BRPORT_MULTICAST_ROUTER, Value: multicastRouter}),
-	)
+	}
+	return h.all(append(requests, portVLANs(index, want.vlans)...)...)
 }
 
 // applyPort makes a pod's link a port of its bridge, with its flags. A pod's
@@ -195,11 +214,12 @@ func (h *Handle) applyPort(op kernel.Op) error {
 	if err != nil {
 		return err
 	}
-	var join []rtmsg.Request
+	var requests []rtmsg.Request
 	if l.master != b.index {
-		join = append(join, rtmsg.Request{Type: unix.RTM_SETLINK, Body: rtmsg.AttrUint32(rtmsg.Link(l.index, 0, 0), unix.IFLA_MASTER, uint32(b.index))})
+		requests = append(requests, rtmsg.Request{Type: unix.RTM_SETLINK, Body: rtmsg.AttrUint32(rtmsg.Link(l.index, 0, 0), unix.IFLA_MASTER, uint32(b.index))})
 	}
-	return h.all(append(join, rtmsg.BridgePort(l.index, rtmsg.PodPort(want.Isolated, want.Learning)...))...)
+	requests = append(requests, rtmsg.BridgePort(l.index, rtmsg.PodPort(want.Isolated, want.Learning)...))
+	return h.all(append(requests, portVLANs(l.index, want.VLANs)...)...)
 }
 
 // floodRequest adds an entry to a device's list for head-end replication, or
@@ -213,34 +233,43 @@ func floodRequest(f kernel.Flood, index int, del bool) rtmsg.Request {
 	return r
 }
 
-// nameOf is the name of a link, empty where it is gone.
-func (h *Handle) nameOf(index int) string {
+// linkAt is the link with an index, zero where it is gone.
+func (h *Handle) linkAt(index int) link {
 	if index == 0 {
-		return ""
+		return link{}
 	}
 	b, err := h.conn.Get(rtmsg.Request{Type: unix.RTM_GETLINK, Body: rtmsg.Link(index, 0, 0)})
 	if err != nil {
-		return ""
+		return link{}
 	}
 	l, _ := decodeLink(b)
-	return l.name
+	return l
 }
 
+// nameOf is the name of a link, empty where it is gone.
+func (h *Handle) nameOf(index int) string { return h.linkAt(index).name }
+
 // readPort reads the port that a pod's link is, if it is one.
-func (h *Handle) readPort(s kernel.State, l link) {
-	if l.kind == "veth" && l.isPort {
-		s.Put(l.podPort(h.nameOf(l.master)))
+func (h *Handle) readPort(s kernel.State, l link) error {
+	if l.kind != "veth" || !l.isPort {
+		return nil
 	}
+	bridge := h.linkAt(l.master)
+	if err := h.readVLANs(&l, bridge); err != nil {
+		return err
+	}
+	s.Put(l.podPort(bridge.name))
+	return nil
 }
 
 // readStation reads an entry of the FDB of the bridge that the link is a port
 // of.
 func (h *Handle) readStation(s kernel.State, l link, k kernel.Key) error {
-	if !l.isPort {
+	if !l.isPort || k.VLAN != 0 && !h.linkAt(l.master).bridge.filtering {
 		return nil
 	}
 	body := rtmsg.Neigh(unix.AF_BRIDGE, l.index, 0, unix.NTF_MASTER)
-	b, err := h.conn.Get(rtmsg.Request{Type: unix.RTM_GETNEIGH, Body: rtmsg.Attr(body, unix.NDA_LLADDR, k.MAC[:])})
+	b, err := h.conn.Get(rtmsg.Request{Type: unix.RTM_GETNEIGH, Body: rtmsg.InVLAN(rtmsg.Attr(body, unix.NDA_LLADDR, k.MAC[:]), k.VLAN)})
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
 		return nil
 	}

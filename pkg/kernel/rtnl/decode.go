@@ -23,6 +23,8 @@ type link struct {
 	markedSources      bool // whether a source is valid is looked up with the packet's mark
 	isPort             bool // of a bridge
 	port               portData
+	vlans              kernel.VLANs // of the port; no message about links has them
+	filtered           bool         // by the bridge that it is a port of; neither
 }
 
 type vxlanData struct {
@@ -154,7 +156,7 @@ func (l link) object(nameOf func(index int) string) kernel.Object {
 	}
 	v := kernel.VXLAN{
 		Name: l.name, VNI: l.vxlan.vni, Port: l.vxlan.port, Local: l.vxlan.local, MAC: l.mac, MTU: l.mtu,
-		Learning: l.vxlan.learns, Group: l.vxlan.group,
+		Learning: l.vxlan.learns, Group: l.vxlan.group, VLANs: l.vlans,
 	}
 	if l.vxlan.lower != 0 {
 		v.Via = nameOf(l.vxlan.lower)
@@ -199,7 +201,7 @@ func decodeNeigh(b []byte, linkName string) (o kernel.Object, index int) {
 	state, flags := binary.NativeEndian.Uint16(b[8:]), b[10]
 	var dst netip.Addr
 	var mac kernel.MAC
-	var port uint16
+	var port, vlan uint16
 	extra := ""
 	for typ, v := range rtmsg.Attrs(b[unix.SizeofNdMsg:]) {
 		switch typ {
@@ -209,6 +211,8 @@ func decodeNeigh(b []byte, linkName string) (o kernel.Object, index int) {
 			copy(mac[:], v)
 		case unix.NDA_PORT:
 			port = binary.BigEndian.Uint16(v)
+		case unix.NDA_VLAN:
+			vlan = binary.NativeEndian.Uint16(v)
 		case unix.NDA_VNI:
 			extra = fmt.Sprintf("vni %d", u32(v))
 		case unix.NDA_IFINDEX:
@@ -220,7 +224,7 @@ func decodeNeigh(b []byte, linkName string) (o kernel.Object, index int) {
 			if state&unix.NUD_PERMANENT != 0 {
 				return nil, index // the bridge's own, or the port's
 			}
-			station := kernel.Station{Link: linkName, MAC: mac}
+			station := kernel.Station{Link: linkName, MAC: mac, VLAN: vlan}
 			if state&unix.NUD_NOARP == 0 {
 				station.Detail = neighState(state)
 			}

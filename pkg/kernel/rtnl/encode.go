@@ -31,7 +31,7 @@ func encode(o kernel.Object, index int, del bool) (rtmsg.Request, error) {
 	case kernel.Flood:
 		return floodRequest(o, index, del), nil
 	case kernel.Station:
-		return rtmsg.Station(index, o.MAC, del), nil
+		return rtmsg.Station(index, o.MAC, o.VLAN, del), nil
 	case kernel.Route:
 		return routeRequest(o, index, del), nil
 	}
@@ -159,14 +159,15 @@ type tunnelDevice struct {
 	mac              kernel.MAC
 	mtu              int
 	learning, moving bool
+	vlans            kernel.VLANs
 }
 
 func tunnelDeviceOf(o kernel.Object) tunnelDevice {
 	switch o := o.(type) {
 	case kernel.VXLAN:
-		return tunnelDevice{bridge: o.Bridge, mac: o.MAC, mtu: o.MTU, learning: o.Learning, moving: o.Moving}
+		return tunnelDevice{bridge: o.Bridge, mac: o.MAC, mtu: o.MTU, learning: o.Learning, moving: o.Moving, vlans: o.VLANs}
 	case kernel.Tunnel:
-		return tunnelDevice{bridge: o.Bridge, mac: o.MAC, mtu: o.MTU, learning: o.Learning, moving: o.Moving}
+		return tunnelDevice{bridge: o.Bridge, mac: o.MAC, mtu: o.MTU, learning: o.Learning, moving: o.Moving, vlans: o.VLANs}
 	}
 	return tunnelDevice{}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,11 +19,16 @@ import (
 // reg2 follows reg, which an interface's name fills.
 const reg2 = 2
 
+// vlanIDMask is the VLAN identifier in a tag (IEEE 802.1Q section 9.6).
+var vlanIDMask = []byte{0x0f, 0xff}
+
 // frameMatches are matches of one value of a packet with a constant.
 var frameMatches = map[string][]expr.Any{
 	"meta protocol ip":               protocol(unix.ETH_P_IP),
 	"meta protocol arp":              protocol(unix.ETH_P_ARP),
 	"meta protocol ip6":              protocol(unix.ETH_P_IPV6),
+	"meta protocol 8021q":            protocol(unix.ETH_P_8021Q),
+	"meta protocol 8021ad":           protocol(unix.ETH_P_8021AD),
 	"meta l4proto udp":               l4proto(unix.IPPROTO_UDP),
 	"meta l4proto ipv6-icmp":         l4proto(unix.IPPROTO_ICMPV6),
 	"icmpv6 type nd-router-advert":   transport([]byte{134}),
@@ -30,6 +36,11 @@ var frameMatches = map[string][]expr.Any{
 	"icmpv6 type nd-neighbor-advert": transport([]byte{136}),
 	"th sport 67":                    transport([]byte{0, 67}),
 	"th sport 547":                   transport([]byte{547 >> 8, 547 & 0xff}),
+	"vlan id 0": { // of the outer tag
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseLLHeader, Offset: 14, Len: 2},
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 2, Mask: vlanIDMask, Xor: []byte{0, 0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{0, 0}},
+	},
 	// of all segments' gateways
 	"ether saddr 02:77:65:66:74:01": {
 		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6},
@@ -120,8 +131,8 @@ func printFrame(exprs []expr.Any) (text string, n int) {
 		return "", 0
 	}
 	for text, match := range frameMatches {
-		if sameExprs(match[0], exprs[0]) && sameExprs(match[1], exprs[1]) {
-			return text, 2
+		if len(exprs) >= len(match) && slices.EqualFunc(match, exprs[:len(match)], sameExprs) {
+			return text, len(match)
 		}
 	}
 	if c, isCmp := cmpAt(exprs, 1); isCmp && len(c.Data) == 2 {

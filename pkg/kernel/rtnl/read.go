@@ -58,14 +58,23 @@ func (h *Handle) readLink(s kernel.State, l link) error {
 		if err := h.readWireGuard(s, l); err != nil {
 			return err
 		}
-	} else {
-		o := l.object(h.nameOf)
-		if v, ok := o.(kernel.VXLAN); ok && v.Bridge == "" && v.Detail == "" {
-			v.Detail = h.strict(l.name)
-			o = v
-		}
-		s.Put(o)
+		return h.readOn(s, l)
 	}
+	master := h.linkAt(l.master)
+	if err := h.readVLANs(&l, master); err != nil {
+		return err
+	}
+	o := l.object(func(index int) string {
+		if index == l.master {
+			return master.name
+		}
+		return h.nameOf(index)
+	})
+	if v, ok := o.(kernel.VXLAN); ok && v.Bridge == "" && v.Detail == "" {
+		v.Detail = h.strict(l.name)
+		o = v
+	}
+	s.Put(o)
 	return h.readOn(s, l)
 }
 
@@ -110,7 +119,7 @@ func (h *Handle) readFDB(s kernel.State, l link) error {
 
 func neighOn(l link) func([]byte) kernel.Object {
 	return func(b []byte) kernel.Object {
-		if o, index := decodeNeigh(b, l.name); index == l.index {
+		if o, index := decodeNeigh(b, l.name); index == l.index && !inNoVLAN(o, l.filtered) {
 			return o
 		}
 		return nil
@@ -290,8 +299,7 @@ func (h *Handle) readKey(s kernel.State, l link, k kernel.Key) error {
 	case kernel.KindLink:
 		return h.readLink(s, l)
 	case kernel.KindPort:
-		h.readPort(s, l)
-		return nil
+		return h.readPort(s, l)
 	case kernel.KindStation:
 		return h.readStation(s, l, k)
 	case kernel.KindAddr:

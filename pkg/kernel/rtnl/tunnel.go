@@ -144,7 +144,7 @@ func (l link) tunnelObject(nameOf func(index int) string) kernel.Object {
 	}
 	t := kernel.Tunnel{
 		Name: l.name, Kind: kernel.TunnelKind(l.kind), VNI: d.vni, Local: d.local, Remote: d.remote, Port: d.port,
-		MAC: l.mac, MTU: l.mtu, Learning: l.port.learning,
+		MAC: l.mac, MTU: l.mtu, Learning: l.port.learning, VLANs: l.vlans,
 	}
 	if l.master != 0 {
 		t.Bridge = nameOf(l.master)

@@ -50,8 +50,10 @@ func TestKernelHasTunnels(t *testing.T) {
 		}
 		after, err := h.Read(rtnl.Names{Links: []string{"*"}})
 		must(t, err)
-		if ops := kernel.Diff(before, after, nil); len(ops) > 0 {
-			t.Errorf("%s has left %v", kind, ops)
+		for _, op := range kernel.Diff(before, after, nil) {
+			if op.Key().Kind == kernel.KindLink { // links get addresses meanwhile
+				t.Errorf("%s has left %v", kind, op)
+			}
 		}
 	}
 }

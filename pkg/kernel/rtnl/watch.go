@@ -29,7 +29,7 @@ func (h *Handle) Watch(ctx context.Context, names Names) (<-chan kernel.Event, e
 	route, err := subscribe(unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
-		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_BRVLAN)
 	if err != nil {
 		return nil, fmt.Errorf("watch rtnetlink: %w", err)
 	}
@@ -38,7 +38,7 @@ func (h *Handle) Watch(ctx context.Context, names Names) (<-chan kernel.Event, e
 		return nil, errors.Join(fmt.Errorf("watch nf_tables: %w", err), route.Close())
 	}
 	w := &watcher{
-		names: names, links: map[int]string{}, others: map[int]string{}, checked: map[int]bool{},
+		names: names, links: map[int]string{}, others: map[int]string{}, checked: map[int]bool{}, filtering: map[int]bool{},
 		elements: map[elementChange][]nftables.SetElement{},
 		events:   make(chan kernel.Event, 64), ctx: ctx,
 	}
@@ -75,6 +75,8 @@ type watcher struct {
 	// checked are those whose check of sources is a setting of ours: pods' and
 	// WireGuard devices.
 	checked map[int]bool
+	// filtering are bridges of ours with VLAN filtering.
+	filtering map[int]bool
 	// elements are those that the transaction told of so far has put into sets,
 	// or taken out. Only the nf_tables receiver touches them.
 	elements map[elementChange][]nftables.SetElement
@@ -120,7 +122,7 @@ func (w *watcher) routeMessage(h unix.NlMsghdr, b []byte) {
 			return
 		}
 		name, known := w.links[int(binary.NativeEndian.Uint32(b[4:]))]
-		if o, _ := decodeNeigh(b, name); known && o != nil {
+		if o, _ := decodeNeigh(b, name); known && o != nil && !inNoVLAN(o, w.filtering[masterOf(b)]) {
 			w.object(o, h.Type == unix.RTM_DELNEIGH)
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
@@ -138,6 +140,8 @@ func (w *watcher) routeMessage(h unix.NlMsghdr, b []byte) {
 		if r, ok := decodeRule(b); ok {
 			w.object(r, h.Type == unix.RTM_DELRULE)
 		}
+	case unix.RTM_NEWVLAN, unix.RTM_DELVLAN:
+		w.vlanMessage(rtmsg.VLANPort(b))
 	case unix.RTM_NEWNETCONF:
 		w.netconfMessage(b)
 	}
@@ -194,13 +198,14 @@ func (w *watcher) linkMessage(gone bool, b []byte) {
 	delete(w.links, l.index)
 	delete(w.others, l.index)
 	delete(w.checked, l.index)
+	delete(w.filtering, l.index)
 	if !gone {
 		w.note(l)
 	}
 	switch {
 	case ours && gone:
 		w.object(kernel.ForeignLink{Name: l.name}, true)
-	case ours && isWireGuard(l): // half of it isn't in the message
+	case ours && (isWireGuard(l) || w.filtering[l.master]): // half of it isn't in the message
 		w.send(kernel.Event{Key: kernel.Key{Kind: kernel.KindLink, Name: l.name}})
 	case ours:
 		w.object(l.object(w.nameOf), false)
@@ -215,6 +220,7 @@ func (w *watcher) linkMessage(gone bool, b []byte) {
 func (w *watcher) note(l link) {
 	ours := w.names.hasLink(l.name)
 	w.checked[l.index] = isPodLink(l.name) || ours && isWireGuard(l)
+	w.filtering[l.index] = ours && l.bridge.filtering
 	if ours || isPodLink(l.name) {
 		w.links[l.index] = l.name
 	} else {

@@ -52,6 +52,9 @@ type node struct {
 	self overlay.Self
 	pod  *testns.NS
 	port segment.Port
+	// ports are all that the node has, port mostly; planned is what it holds.
+	ports   []segment.Port
+	planned kernel.State
 }
 
 // newNodes makes nodes with a pod each. Their tunnels are over the underlay's
@@ -72,6 +75,7 @@ func newNodes(t *testing.T, count int, six bool) (all []*node) {
 			MAC: kernel.MAC{2, 0, 0, 0, 0, last},
 			IPs: []netip.Addr{netip.AddrFrom4([4]byte{192, 168, 7, last}), netip.AddrFrom16([16]byte{0xfd, 0, 0, 7, 15: last})},
 		}}
+		n.ports = []segment.Port{n.port}
 		all = append(all, n)
 	}
 	return all
@@ -110,7 +114,7 @@ func (n *node) member(tunnels netconf.Tunnels) segment.Member {
 func (n *node) plan(t *testing.T, tunnels netconf.Tunnels, members ...segment.Member) kernel.State {
 	t.Helper()
 	s, err := segment.Plan(overlay.Config{VNI: 1, Port: 4789}, n.self, segment.Segment{
-		VNI: vni, Tunnels: tunnels, Members: members, Ports: []segment.Port{n.port},
+		VNI: vni, Tunnels: tunnels, Members: members, Ports: n.ports,
 	})
 	must(t, err)
 	s.Merge(segment.PlanTable())
@@ -123,10 +127,15 @@ func (n *node) read(h *rtnl.Handle) (kernel.State, error) {
 	if err != nil {
 		return nil, err
 	}
-	ports, err := h.ReadKeys(kernel.Keys{
-		{Kind: kernel.KindPort, Name: n.port.HostLink}:                     {},
-		{Kind: kernel.KindStation, Name: n.port.HostLink, MAC: n.port.MAC}: {},
-	})
+	keys := kernel.Keys{}
+	for _, p := range n.ports {
+		for k := range segment.PlanPort(vni, p) {
+			if k.Kind == kernel.KindPort || k.Kind == kernel.KindStation {
+				keys.Add(k)
+			}
+		}
+	}
+	ports, err := h.ReadKeys(keys)
 	have.Merge(ports)
 	maps.DeleteFunc(have, func(k kernel.Key, o kernel.Object) bool {
 		station, _ := o.(kernel.Station)

@@ -334,6 +334,11 @@ func repair(h *rtnl.Handle, n *node, plan kernel.State, events <-chan kernel.Eve
 // TestWalk goes from state to state in random order over one kernel: what a state
 // leaves behind doesn't show in the next.
 func TestWalk(t *testing.T) {
+	t.Run("without VLANs", func(t *testing.T) { walk(t, false) })
+	t.Run("with VLANs", func(t *testing.T) { walk(t, true) })
+}
+
+func walk(t *testing.T, vlans bool) {
 	n := newNodes(t, 1, false)[0]
 	n.attach(t, 1500) // a bridge that a port with less joins takes less, too
 	seed := uint64(time.Now().UnixNano())
@@ -351,12 +356,20 @@ func TestWalk(t *testing.T) {
 	own := n.self.Underlay[0]
 	for range 60 {
 		tunnels := []netconf.Tunnels{{}, geneve, ported, outside, nvgre}[r.IntN(5)]
+		tunnels.VLANs = vlans
 		n.self.Underlay[0].MTU = 1500 - 100*r.IntN(2)
 		n.self.Underlay[0].Addr = own.Addr
 		if r.IntN(4) == 0 {
 			n.self.Underlay[0].Addr = netip.MustParseAddr("172.30.0.78")
 		}
-		n.port.Options = netconf.PortOptions{AnyMAC: r.IntN(4) == 0}
+		n.ports[0].Options = netconf.PortOptions{AnyMAC: r.IntN(4) == 0}
+		if vlans {
+			n.ports[0].Options.VLAN = uint16(10 * r.IntN(3))
+			n.ports[0].Options.Trunk = []kernel.VLANList{"", "30-39,41"}[r.IntN(2)]
+			if n.ports[0].Options.VLANs() == (kernel.VLANs{}) {
+				n.ports[0].Options.Trunk = kernel.AllVLANs
+			}
+		}
 		var members []segment.Member
 		for i := range 6 {
 			if r.IntN(3) == 0 {
@@ -373,6 +386,9 @@ func TestWalk(t *testing.T) {
 				m.Endpoints = append(m.Endpoints, segment.Endpoint{
 					MAC: kernel.MAC{2, 0, 0, 0, 1, last}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{192, 168, 8, last})}, Isolated: r.IntN(2) == 0,
 				})
+				if vlans {
+					m.Endpoints[j].VLAN = uint16(10 * r.IntN(3))
+				}
 			}
 			members = append(members, m)
 		}
