@@ -147,7 +147,7 @@ func (p *Plugin) collectClaims(ctx context.Context, n *netconf.Network, keep map
 // collectDevices restores the devices of pods that have gone, and gives up
 // claims that no record is behind: their ADDs were killed early.
 func (p *Plugin) collectDevices(ctx context.Context, n *netconf.Network) error {
-	err := p.Sweep(ctx, n)
+	err := p.sweepDevices(ctx, n) // what else has gone is this collection's
 	return errors.Join(err, devicesOf(n).releaseAll(func(o ipam.Owner) bool {
 		_, err := store(n).Get(o.ContainerID, o.IfName)
 		return errors.Is(err, fs.ErrNotExist)

@@ -147,7 +147,11 @@ func portFor(n *netconf.Network, file netconf.SegmentFile, given ipam.Result) (v
 		Alias: veth.Alias(n.Name, n.Pod.Namespace, n.Pod.Name, n.Env.IfName),
 		MAC:   n.MAC, MTU: mtu, VNI: n.Segment.VNI, Gateways: n.Segment.Gateways(), Options: n.Segment.Port,
 	}
-	if port.MAC == (kernel.MAC{}) {
+	switch {
+	case port.MAC != kernel.MAC{}:
+	case len(given.Addrs) > 0:
+		port.MAC = veth.AddressMAC(n.Segment.VNI, given.Addrs[0].Prefix.Addr())
+	default:
 		port.MAC = veth.DefaultMAC(n.Env.ContainerID, n.Env.IfName)
 	}
 	for _, a := range given.Addrs {

@@ -28,6 +28,11 @@ import (
 // be seen from here, a network device has to be back on the node already, and
 // the host end of a pair, which goes with the pod's namespace, has to be gone.
 func (p *Plugin) Sweep(ctx context.Context, n *netconf.Network) error {
+	return errors.Join(p.sweepDevices(ctx, n), p.sweepPairs(ctx, n))
+}
+
+// sweepDevices restores the devices of pods that have gone.
+func (p *Plugin) sweepDevices(ctx context.Context, n *netconf.Network) error {
 	recs, err := store(n).List()
 	if err != nil && len(record.Corrupt(err)) == 0 {
 		return err
@@ -38,7 +43,7 @@ func (p *Plugin) Sweep(ctx context.Context, n *netconf.Network) error {
 			errs = append(errs, p.sweepDevice(ctx, n, rec))
 		}
 	}
-	return errors.Join(append(errs, p.sweepPairs(ctx, n))...)
+	return errors.Join(errs...)
 }
 
 // sweepDevice restores a device whose pod has gone.

@@ -19,6 +19,7 @@ package veth
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -68,6 +69,15 @@ func HostLink(containerID, ifName string) string {
 func DefaultMAC(containerID, ifName string) kernel.MAC {
 	sum := digest(containerID, ifName)
 	return kernel.MACFromHash(sum[8:14])
+}
+
+// AddressMAC is the Ethernet address of a station on a segment by its IP address:
+// the same on every node, for whoever has that address. Others keep it in their
+// neighbour tables for most of a minute (arp(7): base_reachable_time), and where
+// neighbours are suppressed nothing that a station announces crosses the tunnels.
+func AddressMAC(vni uint32, addr netip.Addr) kernel.MAC {
+	sum := sha256.Sum256(fmt.Appendf(nil, "weft station %d %s", vni, addr))
+	return kernel.MACFromHash(sum[:])
 }
 
 func digest(containerID, ifName string) [sha256.Size]byte {

@@ -1,8 +1,10 @@
 package segment_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -139,5 +141,40 @@ func repaired(t *testing.T, l *lab, a, b *cluster.Pod) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestAddressAgain: a pod that gets the addresses of one that has just gone, on
+// another node, is reached at once by those that knew that one.
+func TestAddressAgain(t *testing.T) {
+	l := newLab(t, 3)
+	addrs := []netip.Addr{netip.MustParseAddr("192.168.21.77"), netip.MustParseAddr("fd00:21::77")}
+	local, remote := l.attach(l.Node(1), "local", lending), l.attach(l.Node(2), "remote", lending)
+	first := l.mustAsk(l.Node(1), "first", addrs...)
+	reach := func(within time.Duration) {
+		t.Helper()
+		for _, from := range []*cluster.Pod{local, remote} {
+			for _, ip := range addrs {
+				ctx, cancel := context.WithTimeout(t.Context(), within)
+				_, err := probe.Ping(ctx, from, ip)
+				cancel()
+				if err != nil {
+					t.Errorf("%s to %s: %v", from.Name, ip, err)
+				}
+			}
+		}
+	}
+	reach(reachTime)
+	if err := first.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var again *cluster.Pod
+	eventually(t, 20*time.Second, func() (err error) { // until its blocks are lent, and the other is forgotten
+		again, err = l.ask(l.Node(3), "again", addrs...)
+		return err
+	})
+	reach(3 * time.Second)
+	if again.IPs()[0] != addrs[0] {
+		t.Errorf("it has %v", again.IPs())
 	}
 }

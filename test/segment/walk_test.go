@@ -301,10 +301,11 @@ func (w *walk) meet() {
 	w.must(pings.Wait())
 }
 
-// forgetNeighbours empties a pod's neighbour table: what it knows of an address
-// that is another pod's now lasts for most of a minute.
+// forgetNeighbours empties a pod's neighbour table of IPv6: what it knows of an
+// address that is another pod's now lasts for most of a minute, where that pod's
+// first address, which its MAC follows from, is another.
 func forgetNeighbours() error {
-	all, err := netlink.NeighList(0, netlink.FAMILY_ALL)
+	all, err := netlink.NeighList(0, netlink.FAMILY_V6)
 	for _, e := range all {
 		if e.State&unix.NUD_PERMANENT == 0 {
 			err = errors.Join(err, netlink.NeighDel(&e))
