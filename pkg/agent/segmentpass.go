@@ -68,13 +68,14 @@ func (s *segments) pass(ctx context.Context) (again bool, err error) {
 		}
 		return stays
 	})
+	errs := []error{faults}
+	for _, vni := range p.gone.vnis { // before its devices: no ADD relies on them any more
+		errs = append(errs, s.removeFile(vni))
+	}
 	failed := s.apply(ops)
 	s.note(ops, p.changed, p.all)
 	s.keep(&p, kept, failed)
-	errs := append([]error{faults}, s.writeFiles(&p, failed)...)
-	for _, vni := range p.gone.vnis {
-		errs = append(errs, s.removeFile(vni))
-	}
+	errs = append(errs, s.writeFiles(&p, failed)...)
 	return len(p.gone.busy) > 0 || len(failed) > 0, errors.Join(errs...)
 }
 
