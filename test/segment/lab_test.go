@@ -106,10 +106,11 @@ func (l *lab) state(n *cluster.Node) (s kernel.State) {
 	return s
 }
 
-// empty waits until nothing of any segment is left, on nodes and in the API.
+// empty waits until nothing of any segment is left, on nodes and in the API: also
+// of what an ADD asked for that failed after that.
 func (l *lab) empty() {
 	l.t.Helper()
-	eventually(l.t, 20*time.Second, func() error {
+	eventually(l.t, forgetTime+20*time.Second, func() error {
 		for _, n := range l.Nodes() {
 			if s := l.state(n); len(s) > 0 {
 				return fmt.Errorf("%s has:\n%s", n.Name, s)
