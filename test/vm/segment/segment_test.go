@@ -190,6 +190,7 @@ func TestIsolated(t *testing.T) {
 		nodes := newNodes(t, 3, six)
 		for _, n := range nodes[:2] {
 			n.port.Isolated, n.port.Options.Isolated = true, true
+			n.ports = []segment.Port{n.port}
 		}
 		together(t, nodes, tunnels)
 		a, b, c := listen(t, nodes[0].pod, "net1", local), listen(t, nodes[1].pod, "net1", local), listen(t, nodes[2].pod, "net1", local)
