@@ -106,6 +106,21 @@ func (d *daemon) sweep(ctx context.Context, log *slog.Logger, bootID string, eve
 	}
 }
 
+// sweepPods is one such sweep, of pods without devices.
+func sweepPods(ctx context.Context, log *slog.Logger) error {
+	boot, err := netconf.BootID(netconf.BootIDFile)
+	if err != nil {
+		return err
+	}
+	node, err := veth.Open()
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	p := &attach.Plugin{Log: log, BootID: boot, Node: node}
+	return p.Sweep(ctx, &netconf.Network{DataDir: netconf.DataDir, RunDir: netconf.RunDir})
+}
+
 func (d *daemon) restConfig() (c *rest.Config, err error) {
 	if d.kubeconfig == "" {
 		c, err = rest.InClusterConfig()
@@ -148,7 +163,9 @@ the plugin. Pods on the cluster network lose it. The daemon must not run.`,
 		}
 		defer handle.Close()
 		out := c.OutOrStdout()
-		return errors.Join(agent.Cleanup(handle, agent.Places{
+		// What is attached no more needs no plugin.
+		swept := sweepPods(c.Context(), newLogger(parsed.LogLevel))
+		return errors.Join(swept, agent.Cleanup(handle, agent.Places{
 			CNI: parsed.CNI, RunDir: netconf.RunDir, DataDir: netconf.DataDir,
 		}, out), wguser.RemoveSockets(wguser.HostUAPIDir, encrypt.Links(), out))
 	}
