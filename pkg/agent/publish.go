@@ -70,6 +70,15 @@ const (
 
 // run publishes until ctx ends.
 func (p *publisher) run(ctx context.Context) {
+	retrying(ctx, p.wake, p.once, func(err error, delay time.Duration) {
+		p.metrics.failed(stepAPI)
+		p.log.Warn("VTEP not published", "err", err, "retry", delay)
+	})
+}
+
+// retrying does something each time that it is woken, until ctx ends, and again
+// after a while where it failed: ever longer, and not all nodes at once.
+func retrying(ctx context.Context, wake <-chan struct{}, do func(context.Context) error, failed func(err error, delay time.Duration)) {
 	retry := time.NewTimer(0)
 	retry.Stop()
 	defer retry.Stop()
@@ -78,16 +87,15 @@ func (p *publisher) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.wake:
+		case <-wake:
 		case <-retry.C:
 		}
-		err := p.once(ctx)
+		err := do(ctx)
 		if err == nil || ctx.Err() != nil {
 			delay = publishRetry
 			continue
 		}
-		p.metrics.failed(stepAPI)
-		p.log.Warn("VTEP not published", "err", err, "retry", delay)
+		failed(err, delay)
 		retry.Reset(delay/2 + rand.N(delay))
 		delay = min(2*delay, publishRetryMax)
 	}

@@ -150,27 +150,10 @@ func ownStore[T apiObject](s *segments, own *shelf[T]) *store[T] {
 
 // runAPI publishes members and keeps leases until ctx ends.
 func (s *segments) runAPI(ctx context.Context) {
-	retry := time.NewTimer(0)
-	retry.Stop()
-	defer retry.Stop()
-	delay := publishRetry
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.publish:
-		case <-retry.C:
-		}
-		err := s.publishSegments(ctx)
-		if err == nil || ctx.Err() != nil {
-			delay = publishRetry
-			continue
-		}
+	retrying(ctx, s.publish, s.publishSegments, func(err error, delay time.Duration) {
 		s.metrics.failed(stepAPI)
 		s.log.Warn("segments not published", "err", err, "retry", delay)
-		retry.Reset(delay)
-		delay = min(2*delay, publishRetryMax)
-	}
+	})
 }
 
 // published bounds how many segments' objects are written at once.
